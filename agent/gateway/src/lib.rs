@@ -1,0 +1,7 @@
+//! Skeleton.
+
+use std::process::ExitCode;
+
+pub fn cli() -> ExitCode {
+    ExitCode::SUCCESS
+}

@@ -1,0 +1,5 @@
+//! The `stokehold-gateway` program.
+
+fn main() -> std::process::ExitCode {
+    gateway::cli()
+}

@@ -1,0 +1,5 @@
+//! The `stokehold-logshim` program.
+
+fn main() -> std::process::ExitCode {
+    logshim::cli()
+}

@@ -1,0 +1,5 @@
+//! The `stokehold-agent` program.
+
+fn main() -> std::process::ExitCode {
+    agent::cli()
+}

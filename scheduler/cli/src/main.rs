@@ -1,0 +1,5 @@
+//! The `stokehold` program.
+
+fn main() -> std::process::ExitCode {
+    cli::cli()
+}

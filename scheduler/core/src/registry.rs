@@ -1,0 +1,1 @@
+//! Skeleton: H-scheduler writes this.

@@ -1,0 +1,5 @@
+//! The `stokehold-scheduler` program.
+
+fn main() -> std::process::ExitCode {
+    scheduler::cli()
+}

@@ -1,0 +1,283 @@
+//! The serving-endpoints API in the shapes that existing clients of Databricks Model Serving use.
+//!
+//! Inputs are lenient where those clients differ (versions as numbers, percentages as texts) and
+//! strict where a misspelt field would pass silently (unknown fields of a served entity are refused).
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
+
+use crate::ids::{EndpointId, EndpointName};
+
+/// `POST /api/2.0/serving-endpoints`. Unknown top-level fields are ignored, as clients send some.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CreateEndpoint {
+    pub name: String,
+    #[serde(default)]
+    pub config: Option<ConfigInput>,
+    #[serde(default)]
+    pub tags: Option<Vec<TagInput>>,
+    #[serde(default)]
+    pub description: Option<String>,
+    #[serde(default)]
+    pub route_optimized: Option<bool>,
+    #[serde(default)]
+    pub rate_limits: Option<Vec<Value>>,
+    #[serde(default)]
+    pub ai_gateway: Option<Value>,
+    #[serde(default)]
+    pub email_notifications: Option<Value>,
+    #[serde(default)]
+    pub telemetry_config: Option<Value>,
+    #[serde(default)]
+    pub budget_policy_id: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TagInput {
+    pub key: String,
+    #[serde(default)]
+    pub value: Option<String>,
+}
+
+/// `PUT /api/2.0/serving-endpoints/{name}/config`, and `config` of a create.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ConfigInput {
+    #[serde(default)]
+    pub served_entities: Option<Vec<ServedEntityInput>>,
+    #[serde(default)]
+    pub served_models: Option<Vec<ServedEntityInput>>,
+    #[serde(default)]
+    pub traffic_config: Option<TrafficInput>,
+    #[serde(default)]
+    pub auto_capture_config: Option<Value>,
+    /// Some clients repeat the endpoint's name here.
+    #[serde(default)]
+    pub name: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServedEntityInput {
+    #[serde(default)]
+    pub name: Option<String>,
+    #[serde(default, alias = "model_name")]
+    pub entity_name: Option<String>,
+    #[serde(default, alias = "model_version", deserialize_with = "text_or_number")]
+    pub entity_version: Option<String>,
+    #[serde(default)]
+    pub workload_size: Option<String>,
+    #[serde(default)]
+    pub min_provisioned_concurrency: Option<u32>,
+    #[serde(default)]
+    pub max_provisioned_concurrency: Option<u32>,
+    #[serde(default)]
+    pub workload_type: Option<String>,
+    #[serde(default)]
+    pub scale_to_zero_enabled: Option<bool>,
+    #[serde(default)]
+    pub environment_vars: Option<BTreeMap<String, String>>,
+    #[serde(default)]
+    pub burst_scaling_enabled: Option<bool>,
+    #[serde(default)]
+    pub instance_profile_arn: Option<Value>,
+    #[serde(default)]
+    pub external_model: Option<Value>,
+    #[serde(default)]
+    pub foundation_model: Option<Value>,
+    #[serde(default)]
+    pub provisioned_model_units: Option<Value>,
+    #[serde(default)]
+    pub min_provisioned_throughput: Option<Value>,
+    #[serde(default)]
+    pub max_provisioned_throughput: Option<Value>,
+    /// What is ours alone.
+    #[serde(default)]
+    pub stokehold: Option<StokeholdEntity>,
+}
+
+/// Our own knobs of a served entity; each has a default that is right for most.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StokeholdEntity {
+    /// Overrides the choice by the model's description.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_concurrency: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_replicas: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_replicas: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_millis: Option<u32>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TrafficInput {
+    #[serde(default)]
+    pub routes: Vec<RouteInput>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RouteInput {
+    #[serde(default)]
+    pub served_model_name: Option<String>,
+    #[serde(default)]
+    pub served_entity_name: Option<String>,
+    /// A number or a text; the vendor's own examples quote it.
+    #[serde(default, deserialize_with = "text_or_number")]
+    pub traffic_percentage: Option<String>,
+}
+
+fn text_or_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "a text or a number")]
+    enum Form {
+        Text(String),
+        Integer(i64),
+        Real(f64),
+    }
+    Ok(
+        Option::<Form>::deserialize(deserializer)?.map(|form| match form {
+            Form::Text(text) => text,
+            Form::Integer(number) => number.to_string(),
+            Form::Real(number) => number.to_string(),
+        }),
+    )
+}
+
+/// The whole state of one endpoint.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Detailed {
+    pub name: EndpointName,
+    pub id: EndpointId,
+    pub creator: String,
+    pub creation_timestamp: u64,
+    pub last_updated_timestamp: u64,
+    pub state: EndpointState,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<ConfigOutput>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pending_config: Option<ConfigOutput>,
+    pub tags: Vec<TagOutput>,
+    pub permission_level: String,
+    pub route_optimized: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    pub endpoint_type: String,
+}
+
+/// One entry of `GET /api/2.0/serving-endpoints`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    pub name: EndpointName,
+    pub id: EndpointId,
+    pub creator: String,
+    pub creation_timestamp: u64,
+    pub last_updated_timestamp: u64,
+    pub state: EndpointState,
+    pub tags: Vec<TagOutput>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<SummaryConfig>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SummaryConfig {
+    pub served_entities: Vec<SummaryEntity>,
+    pub served_models: Vec<SummaryEntity>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SummaryEntity {
+    pub name: String,
+    pub entity_name: String,
+    pub entity_version: String,
+    pub model_name: String,
+    pub model_version: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EndpointList {
+    pub endpoints: Vec<Summary>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointState {
+    /// `READY` or `NOT_READY`.
+    pub ready: String,
+    /// `IN_PROGRESS`, `NOT_UPDATING`, `UPDATE_FAILED` or `UPDATE_CANCELED`.
+    pub config_update: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TagOutput {
+    pub key: String,
+    pub value: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ConfigOutput {
+    pub served_entities: Vec<ServedEntityOutput>,
+    /// The same in old words.
+    pub served_models: Vec<ServedEntityOutput>,
+    pub traffic_config: TrafficOutput,
+    pub config_version: u32,
+    /// Of a pending config only, Unix milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_time: Option<u64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ServedEntityOutput {
+    pub name: String,
+    pub entity_name: String,
+    pub entity_version: String,
+    pub model_name: String,
+    pub model_version: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workload_size: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_provisioned_concurrency: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_provisioned_concurrency: Option<u32>,
+    pub workload_type: String,
+    pub scale_to_zero_enabled: bool,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub environment_vars: BTreeMap<String, String>,
+    pub creator: String,
+    pub creation_timestamp: u64,
+    pub state: EntityState,
+    pub stokehold: StokeholdEntity,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EntityState {
+    /// `DEPLOYMENT_CREATING`, `DEPLOYMENT_READY`, `DEPLOYMENT_RECOVERING`, `DEPLOYMENT_FAILED` or
+    /// `DEPLOYMENT_ABORTED`.
+    pub deployment: String,
+    pub deployment_state_message: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrafficOutput {
+    pub routes: Vec<RouteOutput>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RouteOutput {
+    pub served_model_name: String,
+    pub served_entity_name: String,
+    pub traffic_percentage: u32,
+}
+
+/// `GET .../served-models/{name}/logs`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Logs {
+    pub logs: String,
+}

@@ -1,0 +1,392 @@
+//! Names and ids. Each is parsed once and valid from then on.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// A text that is not a valid name: what it was meant to be, the text, and the rule it breaks.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is not a valid {kind}: expected {rule}")]
+pub struct InvalidName {
+    pub kind: &'static str,
+    pub text: String,
+    pub rule: &'static str,
+}
+
+/// Text newtypes differ in name and rule only; a function cannot declare types, hence the macro.
+macro_rules! text_id {
+    ($(#[$doc:meta])* $name:ident, $kind:literal, $rule:literal, $valid:path) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(String);
+
+        impl $name {
+            pub fn parse(text: &str) -> Result<Self, InvalidName> {
+                if $valid(text) {
+                    Ok(Self(text.to_owned()))
+                } else {
+                    let shown: String = text.chars().take(80).collect();
+                    Err(InvalidName { kind: $kind, text: shown, rule: $rule })
+                }
+            }
+
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(&self.0)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = InvalidName;
+            fn from_str(text: &str) -> Result<Self, InvalidName> {
+                Self::parse(text)
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = InvalidName;
+            fn try_from(text: String) -> Result<Self, InvalidName> {
+                Self::parse(&text)
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(name: $name) -> String {
+                name.0
+            }
+        }
+
+        impl AsRef<str> for $name {
+            fn as_ref(&self) -> &str {
+                &self.0
+            }
+        }
+    };
+}
+
+text_id!(
+    /// An endpoint's name, as it stands in `/serving-endpoints/{name}/invocations`.
+    EndpointName, "endpoint name", "1 to 63 of A-Z a-z 0-9 _ -", is_url_name
+);
+text_id!(
+    /// A served entity's name, unique within its endpoint.
+    EntityName, "served entity name", "1 to 63 of A-Z a-z 0-9 _ -", is_url_name
+);
+text_id!(
+    /// A registered model's name, `iris` or `catalog.schema.iris`.
+    ModelName, "model name", "1 to 127 of A-Z a-z 0-9 _ - . starting with a letter or digit", is_model_name
+);
+text_id!(
+    /// A movable name for one version of a model, the `prod` of `iris@prod`.
+    AliasName, "alias", "1 to 63 of A-Z a-z 0-9 _ - that are not digits only", is_alias
+);
+text_id!(
+    /// A node's name. It becomes a label in certificates' DNS names, hence lower case.
+    NodeName, "node name",
+    "1 to 63 of a-z 0-9 - . starting and ending with a letter or digit, without two dots in a row",
+    is_node_name
+);
+text_id!(
+    /// A replica's id: also its container's id and its folder's name.
+    ReplicaId, "replica id", "16 lower-case hexadecimal digits", is_hex16
+);
+text_id!(
+    /// Which cluster a plan, a route table or a certificate belongs to.
+    ClusterId, "cluster id", "32 lower-case hexadecimal digits", is_hex32
+);
+text_id!(
+    /// An endpoint's id: stable for its life, never used again.
+    EndpointId, "endpoint id", "32 lower-case hexadecimal digits", is_hex32
+);
+text_id!(
+    /// The public part of a token, safe to show and to log.
+    TokenId, "token id", "16 lower-case hexadecimal digits", is_hex16
+);
+text_id!(
+    /// An OCI image reference, `stokehold.local/runtime-mlflow:1`.
+    ImageRef, "image reference", "1 to 255 printable ASCII characters without spaces", is_image_ref
+);
+text_id!(
+    /// A runtime's name, `mlflow`.
+    RuntimeName, "runtime name", "1 to 63 of A-Z a-z 0-9 _ -", is_url_name
+);
+
+fn is_url_name(text: &str) -> bool {
+    (1..=63).contains(&text.len())
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+}
+
+fn is_model_name(text: &str) -> bool {
+    (1..=127).contains(&text.len())
+        && text.as_bytes()[0].is_ascii_alphanumeric()
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'))
+}
+
+fn is_alias(text: &str) -> bool {
+    is_url_name(text) && !text.bytes().all(|b| b.is_ascii_digit())
+}
+
+fn is_node_name(text: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let bytes = text.as_bytes();
+    (1..=63).contains(&bytes.len())
+        && plain(bytes[0])
+        && plain(bytes[bytes.len() - 1])
+        && bytes.iter().all(|&b| plain(b) || b == b'-' || b == b'.')
+        && text
+            .split('.')
+            .all(|label| !label.is_empty() && !label.starts_with('-') && !label.ends_with('-'))
+}
+
+fn is_lower_hex(text: &str, len: usize) -> bool {
+    text.len() == len
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+}
+
+fn is_hex16(text: &str) -> bool {
+    is_lower_hex(text, 16)
+}
+
+fn is_hex32(text: &str) -> bool {
+    is_lower_hex(text, 32)
+}
+
+fn is_image_ref(text: &str) -> bool {
+    (1..=255).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())
+}
+
+/// A replica id from 64 random bits.
+impl ReplicaId {
+    pub fn from_bits(bits: u64) -> Self {
+        Self(format!("{bits:016x}"))
+    }
+}
+
+impl TokenId {
+    pub fn from_bits(bits: u64) -> Self {
+        Self(format!("{bits:016x}"))
+    }
+}
+
+impl EndpointId {
+    pub fn from_bits(bits: u128) -> Self {
+        Self(format!("{bits:032x}"))
+    }
+}
+
+impl ClusterId {
+    pub fn from_bits(bits: u128) -> Self {
+        Self(format!("{bits:032x}"))
+    }
+}
+
+/// Which scheduler leads: grows with every start of a scheduler, fences the ones before.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct Epoch(pub u64);
+
+/// Which change: grows with every change within an epoch.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct Revision(pub u64);
+
+impl fmt::Display for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for Revision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What a certificate allows its holder to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    Agent,
+    Gateway,
+    Scheduler,
+}
+
+impl Role {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Role::Agent => "agent",
+            Role::Gateway => "gateway",
+            Role::Scheduler => "scheduler",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for Role {
+    type Err = InvalidName;
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        match text {
+            "agent" => Ok(Role::Agent),
+            "gateway" => Ok(Role::Gateway),
+            "scheduler" => Ok(Role::Scheduler),
+            _ => Err(InvalidName {
+                kind: "role",
+                text: text.chars().take(80).collect(),
+                rule: "agent, gateway or scheduler",
+            }),
+        }
+    }
+}
+
+/// One served entity of one endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ServedEntityId {
+    pub endpoint: EndpointName,
+    pub entity: EntityName,
+}
+
+impl fmt::Display for ServedEntityId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.endpoint, self.entity)
+    }
+}
+
+/// A model as people name it: `iris/2` or `iris@prod`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum ModelRef {
+    Version { name: ModelName, version: u32 },
+    Alias { name: ModelName, alias: AliasName },
+}
+
+impl ModelRef {
+    pub fn name(&self) -> &ModelName {
+        match self {
+            ModelRef::Version { name, .. } | ModelRef::Alias { name, .. } => name,
+        }
+    }
+}
+
+impl fmt::Display for ModelRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ModelRef::Version { name, version } => write!(f, "{name}/{version}"),
+            ModelRef::Alias { name, alias } => write!(f, "{name}@{alias}"),
+        }
+    }
+}
+
+impl FromStr for ModelRef {
+    type Err = InvalidName;
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        let invalid = || InvalidName {
+            kind: "model reference",
+            text: text.chars().take(80).collect(),
+            rule: "NAME/VERSION with a version from 1 on (iris/2) or NAME@ALIAS (iris@prod)",
+        };
+        if let Some((name, version)) = text.split_once('/') {
+            let version: u32 = version.parse().map_err(|_| invalid())?;
+            if version == 0 {
+                return Err(invalid());
+            }
+            return Ok(ModelRef::Version {
+                name: ModelName::parse(name)?,
+                version,
+            });
+        }
+        let (name, alias) = text.split_once('@').ok_or_else(invalid)?;
+        Ok(ModelRef::Alias {
+            name: ModelName::parse(name)?,
+            alias: AliasName::parse(alias)?,
+        })
+    }
+}
+
+impl TryFrom<String> for ModelRef {
+    type Error = InvalidName;
+    fn try_from(text: String) -> Result<Self, InvalidName> {
+        text.parse()
+    }
+}
+
+impl From<ModelRef> for String {
+    fn from(reference: ModelRef) -> String {
+        reference.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn an_endpoint_name_refuses_what_a_url_or_a_newline_would_break() {
+        for bad in ["", "a b", "a/b", "iris\n", "ä", &"x".repeat(64), ".."] {
+            assert!(EndpointName::parse(bad).is_err(), "{bad:?} was accepted");
+        }
+        for good in ["iris", "Iris_2-b", &"x".repeat(63)] {
+            assert!(EndpointName::parse(good).is_ok(), "{good:?} was refused");
+        }
+    }
+
+    #[test]
+    fn a_node_name_is_a_dns_name_in_lower_case() {
+        for bad in ["", "-a", "a-", "A", "a..b", "a.-b", "a_b"] {
+            assert!(NodeName::parse(bad).is_err(), "{bad:?} was accepted");
+        }
+        for good in ["a", "node-1", "gpu7.rack2"] {
+            assert!(NodeName::parse(good).is_ok(), "{good:?} was refused");
+        }
+    }
+
+    #[test]
+    fn a_model_reference_names_a_version_or_an_alias() {
+        let version: ModelRef = "iris/2".parse().expect("valid");
+        assert_eq!(
+            version,
+            ModelRef::Version {
+                name: ModelName::parse("iris").expect("valid"),
+                version: 2
+            }
+        );
+        assert!("iris@prod".parse::<ModelRef>().is_ok());
+        for bad in [
+            "iris", "iris/0", "iris/x", "iris@1", "/1", "iris/", "iris/1/2",
+        ] {
+            assert!(bad.parse::<ModelRef>().is_err(), "{bad:?} was accepted");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn parsing_never_panics_and_a_parsed_name_prints_as_it_was(text in ".{0,80}") {
+            if let Ok(name) = EndpointName::parse(&text) { prop_assert_eq!(name.to_string(), text.clone()); }
+            if let Ok(name) = NodeName::parse(&text) { prop_assert_eq!(name.to_string(), text.clone()); }
+            if let Ok(name) = ModelName::parse(&text) { prop_assert_eq!(name.to_string(), text.clone()); }
+            let _ = text.parse::<ModelRef>();
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! The `stokehold-probe` program.
+
+fn main() -> std::process::ExitCode {
+    probe::cli()
+}
