@@ -1,1 +1,29 @@
-//! Skeleton.
+//! What every Stokehold daemon does the same way.
+//!
+//! | module | what it does |
+//! | --- | --- |
+//! | [`config`] | reads a TOML file into a checked struct, or says which line is wrong |
+//! | [`telemetry`] | logs; error chains |
+//! | [`tasks`] | named, cancelled and joined tasks; the only place that spawns for a daemon's life |
+//! | [`admin`] | `/metrics`, `/healthz`, `/readyz` |
+//! | [`notify`] | systemd's readiness and watchdog |
+//! | [`files`] | atomic writes, private folders |
+//! | [`identity`], [`ca`], [`tls`], [`join`] | certificates: who is who, and how a node becomes someone |
+//! | [`quic`], [`link`] | frames on QUIC; the session that comes back by itself |
+//! | [`http`] | HTTPS listeners with their limits |
+//! | [`exit`] | how a program ends: a message and a code |
+
+pub mod admin;
+pub mod ca;
+pub mod config;
+pub mod exit;
+pub mod files;
+pub mod http;
+pub mod identity;
+pub mod join;
+pub mod link;
+pub mod notify;
+pub mod quic;
+pub mod tasks;
+pub mod telemetry;
+pub mod tls;

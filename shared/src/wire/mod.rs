@@ -110,6 +110,8 @@ pub struct ClientFrame {
     pub body: Option<ClientBody>,
 }
 
+/// One frame a second: moving it costs nothing worth a box, which prost could not decode into.
+#[expect(clippy::large_enum_variant)]
 #[derive(Clone, PartialEq, prost::Oneof)]
 pub enum ClientBody {
     #[prost(message, tag = "1")]
