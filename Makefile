@@ -1,0 +1,38 @@
+# `make demo` shows the main job on a real model; `make test` runs all tests. Both set up what they
+# need, clean up after themselves, and can be run again.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+TARGET := $(CURDIR)/target
+IMAGES := $(TARGET)/images
+
+.PHONY: help setup build images demo test lint fmt clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: ## Install what is missing (apt-get, only what is not on PATH)
+	@packaging/dev/setup.sh
+
+build: setup ## Build the programs (target/release)
+	cargo build --release --locked -p stokehold-agent -p stokehold-gateway -p stokehold-logshim \
+	    -p stokehold-scheduler -p stokehold-cli
+
+images: setup ## Build the runtime images (target/images/*.oci.tar)
+	packaging/images/build.sh all --out $(IMAGES)
+
+demo: build images ## A real MLflow model behind HTTPS, started, killed at, queried, removed
+	tests/demo.sh
+
+test: setup images ## Unit, property and end-to-end tests (as root, for containers)
+	cargo test --workspace --locked
+
+lint: setup ## Formatting and clippy, as warnings are errors
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+fmt: ## Format the code
+	cargo fmt --all
+
+clean: ## Remove everything that was built
+	cargo clean
