@@ -1,0 +1,149 @@
+#!/usr/bin/env bash
+# The main job on one machine, from nothing to nothing: a real MLflow model, trained a moment before,
+# answers over HTTPS from a container. Everything lives under target/demo and is removed at the end.
+# Run it by `make demo`, which builds what it needs. It can be run again, also after it was killed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+target=$PWD/target
+data=$target/demo/data
+work=$target/demo/work
+export HOME=$target/demo/home
+export PATH=$target/release:$PATH
+unset STOKEHOLD_SERVER STOKEHOLD_TOKEN_FILE STOKEHOLD_CONTEXT STOKEHOLD_CA_FILE SUDO_USER XDG_CONFIG_HOME
+image=stokehold.local/runtime-mlflow:1
+ports=${DEMO_PORT_BASE:-18440}
+started=$SECONDS
+
+if [ "$(id -u)" -ne 0 ]; then
+    echo "error: the demo runs containers and needs root: sudo make demo" >&2
+    exit 1
+fi
+
+if [ -t 1 ] && [ -z "${NO_COLOR:-}" ]; then
+    bold=$'\e[1m' dim=$'\e[2m' green=$'\e[32m' plain=$'\e[0m'
+else
+    bold='' dim='' green='' plain=''
+fi
+number=0
+step() {
+    number=$((number + 1))
+    printf '\n%s%2d. %s%s %s(%d s)%s\n' "$bold" $number "$*" "$plain" "$dim" $((SECONDS - started)) "$plain"
+}
+show() { # a command as the reader would type it, then what it says
+    printf '%s$ %s%s\n' "$dim" "$*" "$plain"
+    "$@"
+}
+check() {
+    printf '%s✓%s %s\n' "$green" "$plain" "$*"
+}
+fail() {
+    echo "error: $*" >&2
+    exit 1
+}
+cleanup() {
+    status=$?
+    if [ $status -ne 0 ]; then
+        echo "the demo failed (exit $status); the daemons' last lines:" >&2
+        tail -n 15 "$data"/logs/*.log >&2 2>/dev/null || true
+    fi
+    stokehold down --data "$data" >/dev/null 2>&1 || true
+    rm -rf "$target/demo"
+    exit $status
+}
+
+# Whatever an earlier demo left when it was killed.
+stokehold down --data "$data" >/dev/null 2>&1 || true
+rm -rf "$target/demo"
+trap cleanup EXIT
+trap 'exit 130' INT TERM
+mkdir -p "$HOME" "$work"
+
+step "Start a whole cluster on this machine: scheduler, agent, gateway, a containerd of its own"
+show stokehold up --data "$data" --detach --node demo --port-base "$ports" --runtimes packaging/runtimes
+context=$(stokehold context show --output json)
+field() { python3 -c 'import json,sys; print(json.load(sys.stdin)[sys.argv[1]])' "$1" <<<"$context"; }
+gateway=$(field gateway) ca=$(field ca_file) token_file=$(field token_file)
+
+step "Import the MLflow runtime's image; the node pulls it ahead of need"
+show stokehold image import "$target/images/runtime-mlflow.oci.tar"
+
+step "Train a scikit-learn model with MLflow, in a container of that very image"
+config=$(pgrep -af "stokehold-agent .*$data" | grep -o -- "$data[^ ]*agent.toml" | head -1)
+socket=$(sed -n 's/^containerd *= *"\(.*\)"/\1/p' "$config")
+in_container() { # name, arguments of python3
+    local name=$1
+    shift
+    ctr -a "$socket" -n stokehold run --rm \
+        --mount "type=bind,src=$work,dst=/work,options=rbind:rw" \
+        --mount "type=tmpfs,dst=/tmp,options=size=256m" \
+        --env HOME=/tmp --env MLFLOW_DISABLE_TELEMETRY=true \
+        "$image" "$name" /usr/bin/python3 "$@"
+}
+for _ in $(seq 600); do
+    ctr -a "$socket" -n stokehold image check -q 2>/dev/null | grep -q runtime-mlflow && break
+    sleep 0.2
+done
+cp tests/models/train_iris.py tests/models/predict.py "$work"
+chown -R 10001:10001 "$work"
+in_container demo-train /work/train_iris.py /work/iris
+check "the model's files: $(ls "$work/iris" | tr '\n' ' ')"
+
+step "Push it: hashed, cut into chunks, registered as iris/1"
+show stokehold model push "$work/iris" --name iris
+
+step "Deploy it"
+show stokehold deploy iris --model iris/1
+
+step "Query it, with nothing but curl"
+cat >"$work/rows.json" <<'JSON'
+{"dataframe_split": {
+  "columns": ["sepal length (cm)", "sepal width (cm)", "petal length (cm)", "petal width (cm)"],
+  "data": [[5.1, 3.5, 1.4, 0.2], [5.9, 3.0, 4.2, 1.5], [6.7, 3.0, 5.2, 2.3]]}}
+JSON
+ask() {
+    # The token goes by a file that only root can read, never by an argument.
+    curl --silent --show-error --fail-with-body --max-time 30 --cacert "$ca" \
+        --config <(printf 'header = "Authorization: Bearer %s"\n' "$(cat "$token_file")") \
+        --header 'Content-Type: application/json' --data-binary @"$work/rows.json" \
+        "$gateway/serving-endpoints/iris/invocations"
+}
+printf '%s$ curl --cacert ca.pem -H "Authorization: Bearer ..." -d @rows.json %s/serving-endpoints/iris/invocations%s\n' \
+    "$dim" "$gateway" "$plain"
+served=$(ask)
+echo "$served"
+direct=$(in_container demo-direct /work/predict.py /work/iris /work/rows.json | tail -1)
+python3 - "$served" "$direct" <<'PY' || fail "the endpoint answered otherwise than the model run directly: $direct"
+import json, sys
+served, direct = (json.loads(text)["predictions"] for text in sys.argv[1:])
+sys.exit(served != direct)
+PY
+check "the same as the model says when it is run directly: $direct"
+show stokehold describe iris
+
+step "Kill the agent with -9; requests go on, the replica is the same when the agent is back"
+replica_pid() { ctr -a "$socket" -n stokehold task ls | awk '$3 == "RUNNING" {print $2}'; }
+agent_pid() { pgrep -f "stokehold-agent .*$data" | head -1; }
+before=$(replica_pid)
+killed=$(agent_pid)
+kill -9 "$killed"
+for _ in $(seq 30); do ask >/dev/null || fail "a request failed while the agent was gone"; done
+check "30 requests answered while agent $killed was dead or starting again"
+for _ in $(seq 300); do
+    now=$(agent_pid || true)
+    [ -n "$now" ] && [ "$now" != "$killed" ] && stokehold describe iris | grep -q ready && break
+    sleep 0.1
+done
+[ "$(replica_pid)" = "$before" ] || fail "the replica was restarted"
+check "agent $(agent_pid) is back and has adopted the replica, pid $before as before"
+ask >/dev/null
+
+step "Delete the endpoint, take everything down"
+show stokehold delete iris
+show stokehold down --data "$data"
+left=$(pgrep -af "$data" | grep -v "^$$ " || true)
+[ -z "$left" ] || fail "processes are left: $left"
+if grep -q "$data" /proc/self/mounts; then fail "mounts are left: $(grep "$data" /proc/self/mounts)"; fi
+[ ! -e "$data" ] || fail "$data is left"
+check "no process, no mount, no folder is left"
+printf '\n%sDone in %d s.%s\n' "$bold" $((SECONDS - started)) "$plain"

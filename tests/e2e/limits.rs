@@ -1,0 +1,178 @@
+//! The limit is the replica's; the queue is bounded; what cannot be served is refused in words.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::harness::{Cluster, Load, eventually};
+
+#[test]
+fn a_replica_never_sees_more_than_target_concurrency_and_a_client_that_leaves_frees_its_slot() {
+    let cluster = Cluster::start();
+    let one = [
+        "--min-replicas",
+        "1",
+        "--max-replicas",
+        "1",
+        "--target-concurrency",
+        "2",
+    ];
+    cluster.deploy_probe("narrow", &json!({"service_ms": 20}), &one);
+    let url = cluster.invocations("narrow");
+    let load = Load::start(&cluster, &url, json!({"inputs": [[1]]}), 12, Duration::ZERO);
+    load.wait_for(200);
+    let (sent, failures) = load.finish(&cluster);
+    assert!(failures.is_empty(), "of {sent}: {failures:?}");
+    let seen = cluster.query("narrow", &json!({"inputs": [[1]]})).json();
+    assert_eq!(seen["probe"]["max_in_flight"], 2);
+
+    // Two requests that would hang for ever take both slots; their clients give up.
+    let (client, token) = (cluster.client(), cluster.token());
+    let hang = json!({"inputs": [[1]], "params": {"hang": true}});
+    cluster.runtime.block_on(async {
+        let hung = (0..2).map(|_| {
+            let request = client.post(&url).bearer_auth(&token).json(&hang);
+            tokio::time::timeout(Duration::from_millis(500), request.send())
+        });
+        for ended in futures_join(hung).await {
+            assert!(ended.is_err(), "the request was answered");
+        }
+    });
+    let next = cluster.query("narrow", &json!({"inputs": [[5]]}));
+    assert_eq!(next.status, 200, "{}", String::from_utf8_lossy(&next.body));
+    cluster.finish();
+}
+
+async fn futures_join<F>(futures: impl Iterator<Item = F>) -> Vec<F::Output>
+where
+    F: Future + Send + 'static,
+    F::Output: Send,
+{
+    let tasks: Vec<_> = futures.map(tokio::spawn).collect();
+    let mut outputs = Vec::new();
+    for task in tasks {
+        outputs.push(task.await.expect("joined"));
+    }
+    outputs
+}
+
+#[test]
+fn an_endpoint_at_zero_wakes_for_the_first_request_and_more_load_brings_more_replicas() {
+    let mut cluster = Cluster::start();
+    cluster.announce("queue");
+    let zero = [
+        "--scale-to-zero",
+        "--max-replicas",
+        "2",
+        "--target-concurrency",
+        "1",
+    ];
+    cluster.deploy_probe("sleeper", &json!({"service_ms": 50}), &zero);
+    let first = cluster.query("sleeper", &json!({"inputs": [[1, 2, 3]]}));
+    assert_eq!(
+        first.status,
+        200,
+        "{}",
+        String::from_utf8_lossy(&first.body)
+    );
+    assert_eq!(first.json()["predictions"], json!([6.0]));
+    let url = cluster.invocations("sleeper");
+    let load = Load::start(&cluster, &url, json!({"inputs": [[1]]}), 6, Duration::ZERO);
+    eventually("a second replica serves", || {
+        let described = cluster.describe("sleeper");
+        let all = described["replicas"].as_array()?.clone();
+        (all.iter().filter(|r| r["state"] == "ready").count() == 2).then_some(())
+    });
+    let (sent, failures) = load.finish(&cluster);
+    assert!(failures.is_empty(), "of {sent}: {failures:?}");
+    cluster.finish();
+}
+
+#[test]
+fn refusals_say_what_where_and_how_to_mend_it() {
+    let cluster = Cluster::start();
+    cluster.import_probe_image();
+    let model = cluster.push_probe("plain", "1", &json!({}));
+    let message = |answer: &crate::harness::Answer| {
+        answer.json()["message"]
+            .as_str()
+            .expect("message")
+            .to_owned()
+    };
+
+    let unknown = cluster.query("nobody", &json!({}));
+    assert_eq!(
+        (unknown.status, unknown.json()["error_code"].as_str()),
+        (404, Some("RESOURCE_DOES_NOT_EXIST"))
+    );
+    assert!(message(&unknown).contains("nobody"));
+
+    let create = format!("{}/api/2.0/serving-endpoints", cluster.gateway());
+    let entity = |extra: Value| {
+        let mut entity = json!({"entity_name": "plain", "entity_version": 1,
+            "workload_size": "Small", "scale_to_zero_enabled": false,
+            "stokehold": {"runtime": "probe"}});
+        for (key, value) in extra.as_object().expect("object") {
+            entity[key] = value.clone();
+        }
+        json!({"name": "plain", "config": {"served_entities": [entity]}})
+    };
+    for (extra, named) in [
+        (json!({"workload_size": "Gigantic"}), "workload_size"),
+        (json!({"workload_sise": "Small"}), "workload_sise"),
+        (json!({"entity_version": 9}), "plain/9"),
+        (json!({"external_model": {"name": "x"}}), "external_model"),
+        (json!({"stokehold": {"runtime": "nonesuch"}}), "nonesuch"),
+    ] {
+        let refused = cluster.post(&create, &entity(extra));
+        assert!(matches!(refused.status, 400 | 404), "{refused:?}");
+        assert!(
+            message(&refused).contains(named),
+            "{named}: {}",
+            message(&refused)
+        );
+    }
+    let refused = cluster.try_cli(&[
+        "deploy",
+        "bad name",
+        "--model",
+        &model,
+        "--runtime",
+        "probe",
+    ]);
+    assert!(!refused.status.success());
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("bad name"));
+
+    // No token, a wrong one, one that may only query.
+    let bare = cluster.client().get(&create);
+    let answer = cluster.runtime.block_on(bare.send()).expect("answer");
+    assert_eq!(answer.status(), 401);
+    assert!(answer.headers().contains_key("www-authenticate"));
+    let made = cluster.cli_json(&["token", "create", "reader", "--role", "query"]);
+    let reader = made["token"].as_str().expect("token").to_owned();
+    let request = cluster
+        .client()
+        .post(&create)
+        .bearer_auth(&reader)
+        .json(&entity(json!({})));
+    assert_eq!(
+        cluster
+            .runtime
+            .block_on(request.send())
+            .expect("answer")
+            .status(),
+        403
+    );
+    cluster.cli(&["token", "revoke", made["id"].as_str().expect("id")]);
+    eventually("the revoked token is refused", || {
+        let request = cluster.client().get(&create).bearer_auth(&reader);
+        (cluster
+            .runtime
+            .block_on(request.send())
+            .expect("answer")
+            .status()
+            == 401)
+            .then_some(())
+    });
+    cluster.finish();
+}

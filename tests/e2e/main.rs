@@ -1,0 +1,14 @@
+//! Whole systems: real processes, real containers, real uids, real TLS.
+//!
+//! Every test starts a cluster of its own with `stokehold up` and takes it down again with `stokehold
+//! down`; see `harness` for what each of them checks besides.
+
+mod harness;
+
+mod faults;
+mod limits;
+mod main_job;
+mod members;
+mod mlflow_model;
+mod rollout;
+mod two_nodes;
