@@ -17,6 +17,7 @@ setup: ## Install what is missing (apt-get, only what is not on PATH)
 build: setup ## Build the programs (target/release)
 	cargo build --release --locked -p stokehold-agent -p stokehold-gateway -p stokehold-logshim \
 	    -p stokehold-scheduler -p stokehold-cli
+	@mkdir -p $(TARGET)/share/stokehold && ln -sfn $(CURDIR)/packaging/runtimes $(TARGET)/share/stokehold/runtimes
 
 images: setup ## Build the runtime images (target/images/*.oci.tar)
 	packaging/images/build.sh all --out $(IMAGES)

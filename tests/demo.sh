@@ -1,15 +1,24 @@
 #!/usr/bin/env bash
 # The main job on one machine, from nothing to nothing: a real MLflow model, trained a moment before,
-# answers over HTTPS from a container. Everything lives under target/demo and is removed at the end.
+# answers over HTTPS from a container. Everything lives under target/demo (or /var/tmp/stokehold-demo,
+# where users other than the owner may not enter the checkout) and is removed at the end.
 # Run it by `make demo`, which builds what it needs. It can be run again, also after it was killed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 target=$PWD/target
-data=$target/demo/data
-work=$target/demo/work
-export HOME=$target/demo/home
-export PATH=$target/release:$PATH
+base=$target/demo
+folder=$PWD
+while [ "$folder" != / ]; do
+    case $(stat -c %A "$folder") in
+        *x | *t) folder=$(dirname "$folder") ;;
+        *) base=/var/tmp/stokehold-demo && break ;;
+    esac
+done
+data=$base/data
+work=$base/work
+export HOME=$base/home
+export PATH=$base/bin:$PATH
 unset STOKEHOLD_SERVER STOKEHOLD_TOKEN_FILE STOKEHOLD_CONTEXT STOKEHOLD_CA_FILE SUDO_USER XDG_CONFIG_HOME
 image=stokehold.local/runtime-mlflow:1
 ports=${DEMO_PORT_BASE:-18440}
@@ -48,19 +57,24 @@ cleanup() {
         tail -n 15 "$data"/logs/*.log >&2 2>/dev/null || true
     fi
     stokehold down --data "$data" >/dev/null 2>&1 || true
-    rm -rf "$target/demo"
+    rm -rf "$base"
     exit $status
 }
 
 # Whatever an earlier demo left when it was killed.
-stokehold down --data "$data" >/dev/null 2>&1 || true
-rm -rf "$target/demo"
+"$target/release/stokehold" down --data "$data" >/dev/null 2>&1 || true
+rm -rf "$base"
 trap cleanup EXIT
 trap 'exit 130' INT TERM
-mkdir -p "$HOME" "$work"
+mkdir -p "$HOME" "$work" "$base/bin" "$base/share/stokehold"
+for program in stokehold stokehold-agent stokehold-gateway stokehold-logshim stokehold-scheduler; do
+    ln "$target/release/$program" "$base/bin/" 2>/dev/null || cp "$target/release/$program" "$base/bin/"
+done
+cp -r packaging/runtimes "$base/share/stokehold/"
+chmod 711 "$base"
 
 step "Start a whole cluster on this machine: scheduler, agent, gateway, a containerd of its own"
-show stokehold up --data "$data" --detach --node demo --port-base "$ports" --runtimes packaging/runtimes
+show stokehold up --data "$data" --detach --node demo --port-base "$ports"
 context=$(stokehold context show --output json)
 field() { python3 -c 'import json,sys; print(json.load(sys.stdin)[sys.argv[1]])' "$1" <<<"$context"; }
 gateway=$(field gateway) ca=$(field ca_file) token_file=$(field token_file)

@@ -3,14 +3,15 @@
 use std::io::Write as _;
 use std::process::Stdio;
 
-use crate::harness::{Cluster, SecondNode, command, eventually};
+use crate::harness::{Cluster, SecondNode, eventually};
 
 fn join(cluster: &Cluster, token: &str) -> (bool, String) {
     let pki = cluster.base().join("stranger");
     let config = cluster.base().join("stranger.toml");
     let text = format!("node = \"stranger\"\npki_dir = \"{}\"\n", pki.display());
     std::fs::write(&config, text).expect("configuration");
-    let mut joining = command("stokehold-agent")
+    let mut joining = cluster
+        .command("stokehold-agent")
         .args([
             "--config",
             &config.display().to_string(),

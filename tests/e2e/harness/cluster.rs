@@ -1,14 +1,14 @@
 //! A cluster of one machine, started by `stokehold up` and taken down by `stokehold down`.
 
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::programs::{command, images, root};
+use super::programs::{images, install};
 use super::{eventually, traces};
 
 /// Systems start one after the other: two cores carry one at a time.
@@ -62,12 +62,12 @@ impl Cluster {
             _alone: alone,
         };
         std::fs::create_dir_all(cluster.home()).expect("home");
+        install(cluster.base());
         cluster.up();
         cluster
     }
 
     pub(crate) fn up(&self) {
-        let runtimes = root().join("packaging/runtimes").display().to_string();
         let ports = self.port_base.to_string();
         let data = self.data().display().to_string();
         self.cli(&[
@@ -79,8 +79,6 @@ impl Cluster {
             &ports,
             "--node",
             "n1",
-            "--runtimes",
-            &runtimes,
         ]);
     }
 
@@ -92,13 +90,18 @@ impl Cluster {
         self.base.path().join("data")
     }
 
+    /// One of the programs under test.
+    pub(crate) fn command(&self, program: &str) -> Command {
+        Command::new(self.base().join("bin").join(program))
+    }
+
     fn home(&self) -> PathBuf {
         self.base.path().join("home")
     }
 
     /// Runs `stokehold`, whatever comes of it.
     pub(crate) fn try_cli(&self, arguments: &[&str]) -> Output {
-        let mut command = command("stokehold");
+        let mut command = self.command("stokehold");
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("STOKEHOLD_") || name == "SUDO_USER" {
                 command.env_remove(name);

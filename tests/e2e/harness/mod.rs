@@ -13,8 +13,7 @@ mod traces;
 pub(crate) use cluster::{Answer, Cluster};
 pub(crate) use load::Load;
 pub(crate) use node::SecondNode;
-pub(crate) use programs::{command, images};
-pub(crate) use traces::processes;
+pub(crate) use programs::images;
 
 use std::time::{Duration, Instant};
 

@@ -9,12 +9,12 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::cluster::Cluster;
-use super::programs::command;
 use super::{PATIENCE, eventually};
 
 pub(crate) struct SecondNode {
     pub(crate) name: String,
     base: PathBuf,
+    bin: PathBuf,
     agent: Option<Child>,
     gateway: Option<Child>,
     gateway_ids: (u32, u32),
@@ -32,6 +32,7 @@ impl SecondNode {
             name: name.to_owned(),
             gateway_ids: ids_of(cluster.daemon("gateway").expect("gateway")),
             base,
+            bin: cluster.base().join("bin"),
             agent: None,
             gateway: None,
             client_port: ports,
@@ -102,15 +103,12 @@ impl SecondNode {
             std::fs::create_dir_all(&folder).expect("folder");
             std::os::unix::fs::chown(&folder, Some(uid), Some(gid)).expect("owner");
         }
-        // The temporary folder above is its maker's alone; the gateway must pass through it.
-        for folder in [cluster.base(), self.base.as_path()] {
-            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o711);
-            std::fs::set_permissions(folder, mode).expect("mode");
-        }
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o711);
+        std::fs::set_permissions(&self.base, mode).expect("mode");
     }
 
     fn program(&self, which: &str) -> Command {
-        let mut program = command(&format!("stokehold-{which}"));
+        let mut program = Command::new(self.bin.join(format!("stokehold-{which}")));
         program.args(["--config", &self.path(&format!("{which}.toml"))]);
         program.env("NO_COLOR", "1");
         if which == "gateway" {

@@ -1,8 +1,7 @@
 //! The programs under test, by their shipped names in one folder, as a package would install them.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::OnceLock;
 
 /// `(shipped name, binary of this build)`.
 const PROGRAMS: [(&str, &str); 5] = [
@@ -13,45 +12,38 @@ const PROGRAMS: [(&str, &str); 5] = [
     ("stokehold-logshim", env!("CARGO_BIN_EXE_shim-logshim")),
 ];
 
-fn build_folder() -> PathBuf {
-    Path::new(env!("CARGO_TARGET_TMPDIR"))
-        .parent()
-        .expect("target folder")
-        .to_owned()
-}
-
-pub(crate) fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("repository")
-        .to_owned()
-}
-
-/// The folder with the programs, filled anew by each test process.
-pub(crate) fn bin() -> &'static Path {
-    static BIN: OnceLock<PathBuf> = OnceLock::new();
-    BIN.get_or_init(|| {
-        let folder = build_folder().join("e2e-bin");
-        std::fs::create_dir_all(&folder).expect("folder for programs");
-        for (name, built) in PROGRAMS {
-            let link = folder.join(name);
-            let _ = std::fs::remove_file(&link);
-            // A hard link, so that a program's own path is the shipped one.
-            std::fs::hard_link(built, &link).expect("link a program");
-        }
-        folder
-    })
-}
-
-pub(crate) fn command(program: &str) -> Command {
-    Command::new(bin().join(program))
+/// Makes `PREFIX/bin` and `PREFIX/share/stokehold/runtimes`, and returns the former. Scheduler and
+/// gateway run as users of their own, who may not be able to reach the build folder.
+pub(crate) fn install(prefix: &Path) -> PathBuf {
+    let bin = prefix.join("bin");
+    std::fs::create_dir_all(&bin).expect("folder for programs");
+    for (name, built) in PROGRAMS {
+        let installed = bin.join(name);
+        // A hard link where it can be one: these are large.
+        std::fs::hard_link(built, &installed)
+            .or_else(|_| std::fs::copy(built, &installed).map(drop))
+            .expect("install a program");
+    }
+    let runtimes = prefix.join("share/stokehold/runtimes");
+    std::fs::create_dir_all(&runtimes).expect("folder for runtimes");
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/runtimes");
+    for template in std::fs::read_dir(shipped)
+        .expect("runtimes")
+        .map(|e| e.expect("entry"))
+    {
+        std::fs::copy(template.path(), runtimes.join(template.file_name())).expect("template");
+    }
+    let open = std::fs::Permissions::from_mode(0o711);
+    std::fs::set_permissions(prefix, open).expect("mode");
+    bin
 }
 
 /// The archive of a runtime image, built by `make images`.
 pub(crate) fn images(name: &str) -> PathBuf {
-    let path = build_folder()
-        .join("images")
-        .join(format!("{name}.oci.tar"));
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .parent()
+        .expect("target folder");
+    let path = target.join("images").join(format!("{name}.oci.tar"));
     assert!(
         path.exists(),
         "{} is missing: run `make images` (or `make test`)",
