@@ -11,13 +11,11 @@ need cc gcc
 need containerd containerd
 need ctr containerd
 need curl curl
-need ip iproute2
+need jq jq
 need mmdebstrap mmdebstrap
 need protoc protobuf-compiler
 need python3 python3
 need runc runc
-need skopeo skopeo
-need umoci umoci
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 
 if ! command -v cargo >/dev/null 2>&1; then

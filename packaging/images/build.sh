@@ -151,6 +151,7 @@ build_base() {
 
   rm -rf "$root"/var/{cache,log,lib/apt,backups}/* "$root"/etc/apt "$root"/etc/ssl/certs/* \
     "$root"/usr/share/{man,locale,lintian,bug} "$root"/dev/* "$root"/run/*
+  find "$root" -perm /6000 -exec chmod a-s {} +
   ln -sfn "python$PYTHON" "$root/usr/bin/python3"
   # What ca-certificates' own script, which has not run, would have made.
   cat "$root"/usr/share/ca-certificates/mozilla/*.crt >"$root/etc/ssl/certs/ca-certificates.crt"
@@ -287,6 +288,7 @@ main() {
   mkdir -p "$OUT"
   exec 9>"$OUT/.lock"
   flock -n 9 || { say "another build.sh is at work in $OUT: waiting"; flock 9; }
+  rm -rf "$OUT"/.work.* # of runs that were killed: the lock is ours
   WORK=$(mktemp -d "$OUT/.work.XXXXXX")
   trap 'rm -rf "$WORK"' EXIT
   local one file

@@ -1,9 +1,9 @@
 //! Writes what a replica prints into size-capped files, and never holds the replica up.
 //!
 //! containerd's shim starts this as root, as the `binary://` logger of a task: fd 3 is the pipe of the
-//! replica's stdout, fd 4 of its stderr, and closing fd 5 says "ready". The shim keeps the pipes' reading
-//! ends open as well, so a logger that dies or stops reading blocks the replica for ever once a pipe is
-//! full. Hence what always holds here:
+//! replica's stdout, fd 4 of its stderr, and closing fd 5 says "ready". A logger that stops reading blocks
+//! the replica once a pipe is full, and one that dies lets it write into a broken pipe; containerd
+//! notices neither. Hence what always holds here:
 //!
 //! * Both pipes are read until their end, whatever happens to the disk. A disk that refuses, or does
 //!   not answer, costs lines, which are counted and owned up to in the log once it works again.

@@ -17,9 +17,9 @@ pub(crate) fn drop_to(uid: u32, gid: u32) -> Result<(), (&'static str, nix::Erro
     prctl::set_dumpable(false).map_err(|errno| ("PR_SET_DUMPABLE", errno))?;
     umask(Mode::S_IWGRP | Mode::S_IRWXO);
 
-    // The shim sends SIGTERM as soon as the replica is gone, when its last words may still be in the
-    // pipe: the pipes' end is what ends us (and the shim's SIGKILL, 12 s later). A file size limit
-    // should be a write error.
+    // The shim ends its logger with SIGTERM when the replica is gone, while its last words may still be
+    // in the pipe: the pipes' end is what ends us. (SIGKILL follows if that does not come.) And a
+    // file size limit is to be a write error.
     let mut signals = SigSet::empty();
     for signal in [
         Signal::SIGTERM,
