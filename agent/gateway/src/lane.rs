@@ -1,0 +1,421 @@
+//! The way to one served entity: its replicas, the queue before them, its traffic counters.
+//!
+//! A request gets a [`Lease`] on a replica at once, or waits in the queue. A slot that frees is handed
+//! to the first in the queue by whoever frees it, so a newcomer never overtakes. The lease gives the
+//! slot back when dropped.
+//!
+//! Two things free slots without anybody here noticing: other gateways' requests end, and a rest after
+//! "full" or "unreachable" ends. Hence [`crate::lanes::Lanes::pump`] looks again every few milliseconds
+//! while anybody waits.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use shared::ids::{NodeName, ReplicaId, ServedEntityId};
+use shared::report::EntityTraffic;
+use shared::routes::ReplicaRoute;
+use shared::units::MonoTime;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::clock::Clock;
+use crate::local::Locals;
+use crate::queue::{Fifo, Place};
+use crate::replicas::{Pick, Replicas};
+use crate::traffic::{Outcome, Traffic};
+
+/// A demand is told to the scheduler at most this often for one entity; reports follow anyway.
+const DEMAND_INTERVAL: Duration = Duration::from_millis(200);
+
+/// What lanes share.
+pub(crate) struct LaneContext {
+    pub(crate) clock: Clock,
+    pub(crate) locals: Arc<Locals>,
+    /// Entities for which a request waits without a ready replica. `try_send`: the next report says
+    /// the same.
+    pub(crate) demand: mpsc::Sender<(ServedEntityId, u32)>,
+    /// Requests that wait, over all lanes.
+    pub(crate) waiting: WaitingCount,
+    /// How long a request is held for an entity without a replica.
+    pub(crate) hold: Duration,
+}
+
+/// How many wait, and a wake-up for the pump when the first does.
+#[derive(Default)]
+pub(crate) struct WaitingCount {
+    count: AtomicU32,
+    pub(crate) some: tokio::sync::Notify,
+}
+
+impl WaitingCount {
+    pub(crate) fn get(&self) -> u32 {
+        self.count.load(Ordering::Acquire)
+    }
+
+    fn add(&self) {
+        if self.count.fetch_add(1, Ordering::AcqRel) == 0 {
+            self.some.notify_one();
+        }
+    }
+
+    fn sub(&self) {
+        self.count.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+pub(crate) struct Lane {
+    id: ServedEntityId,
+    context: Arc<LaneContext>,
+    state: Mutex<State>,
+}
+
+struct State {
+    replicas: Replicas,
+    queue: Fifo<oneshot::Sender<Lease>>,
+    queue_capacity: usize,
+    traffic: Traffic,
+    /// Leases out, including those on replicas that have left the routes.
+    active: u32,
+    demanded: Option<MonoTime>,
+    /// The entity is in the routes.
+    open: bool,
+}
+
+/// Why a request got no lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoLease {
+    QueueFull,
+    /// Its deadline passed in the queue.
+    Deadline,
+    /// No replica came, or none could be reached, while it was held.
+    NoReplica,
+    /// The entity left the routes: the request must be routed anew.
+    Gone,
+}
+
+/// Where a request stands in the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turn {
+    Newcomer,
+    /// It had a lease, and its replica was full or could not be reached.
+    Again,
+}
+
+impl Lane {
+    pub(crate) fn new(id: ServedEntityId, context: Arc<LaneContext>) -> Arc<Self> {
+        let traffic = Traffic::new(context.clock.now());
+        Arc::new(Self {
+            id,
+            context,
+            state: Mutex::new(State {
+                replicas: Replicas::new(),
+                queue: Fifo::new(),
+                queue_capacity: 0,
+                traffic,
+                active: 0,
+                demanded: None,
+                open: true,
+            }),
+        })
+    }
+
+    pub(crate) fn id(&self) -> &ServedEntityId {
+        &self.id
+    }
+
+    /// Takes over new routes, and hands out what they free.
+    pub(crate) fn update(
+        self: &Arc<Self>,
+        limit: u32,
+        queue_capacity: u32,
+        routes: &[ReplicaRoute],
+    ) {
+        {
+            let mut state = self.state.lock();
+            state.replicas.update(limit, routes);
+            state.queue_capacity = queue_capacity as usize;
+            state.open = true;
+        }
+        self.pump();
+    }
+
+    /// The entity has left the routes: those who wait are sent back to be routed anew.
+    pub(crate) fn close(&self) {
+        let waiters = {
+            let mut state = self.state.lock();
+            state.open = false;
+            state.replicas.update(1, &[]);
+            let waiters = state.queue.drain();
+            self.note_queue(&mut state);
+            waiters
+        };
+        for _ in &waiters {
+            self.context.waiting.sub();
+        }
+        // Dropped senders tell the waiters.
+        drop(waiters);
+    }
+
+    pub(crate) fn arrived(&self) {
+        self.state.lock().traffic.arrived();
+    }
+
+    pub(crate) fn ended(&self, outcome: Outcome, service: Option<Duration>) {
+        self.state.lock().traffic.ended(outcome, service);
+    }
+
+    pub(crate) fn take_traffic(&self) -> EntityTraffic {
+        let now = self.context.clock.now();
+        self.state.lock().traffic.take(&self.id, now)
+    }
+
+    /// (active, queued) now.
+    pub(crate) fn load(&self) -> (u32, usize) {
+        let state = self.state.lock();
+        (state.active, state.queue.len())
+    }
+
+    /// Until when a request that comes now is held for an entity without a replica.
+    pub(crate) fn hold_from_now(&self) -> MonoTime {
+        self.context.clock.now() + self.context.hold
+    }
+
+    /// A lease, at once or after waiting. After `held_until`, only a replica that can be reached is
+    /// worth waiting for.
+    pub(crate) async fn lease(
+        self: &Arc<Self>,
+        turn: Turn,
+        held_until: MonoTime,
+        deadline: MonoTime,
+    ) -> Result<Lease, NoLease> {
+        let mut waiter = match self.begin(turn, deadline)? {
+            Begun::Leased(lease) => return Ok(lease),
+            Begun::Waits(waiter) => waiter,
+        };
+        let clock = self.context.clock;
+        let hold = tokio::time::sleep_until(clock.instant(held_until));
+        let deadline = tokio::time::sleep_until(clock.instant(deadline));
+        tokio::pin!(hold, deadline);
+        let mut held = true;
+        loop {
+            tokio::select! {
+                biased;
+                granted = &mut waiter.granted => {
+                    return granted.map_err(|_| self.why_sent_back());
+                }
+                () = &mut deadline => {
+                    let reachable = self.state.lock().replicas.any_reachable();
+                    return Err(if reachable { NoLease::Deadline } else { NoLease::NoReplica });
+                }
+                () = &mut hold, if held => {
+                    held = false;
+                    if !self.state.lock().replicas.any_reachable() {
+                        return Err(NoLease::NoReplica);
+                    }
+                }
+            }
+        }
+    }
+
+    fn begin(self: &Arc<Self>, turn: Turn, deadline: MonoTime) -> Result<Begun, NoLease> {
+        let now = self.context.clock.now();
+        let mut state = self.state.lock();
+        if !state.open {
+            return Err(NoLease::Gone);
+        }
+        if state.queue.is_empty() || turn == Turn::Again {
+            match self.pick(&mut state, now) {
+                Pick::Replica { id, node } => {
+                    return Ok(Begun::Leased(self.grant(&mut state, id, node, now)));
+                }
+                Pick::Full | Pick::None => {}
+            }
+        }
+        let (grant, granted) = oneshot::channel();
+        let capacity = state.queue_capacity;
+        let place = match turn {
+            Turn::Newcomer => state
+                .queue
+                .push_back(grant, deadline, capacity)
+                .map_err(|_| NoLease::QueueFull)?,
+            Turn::Again => state.queue.push_front(grant, deadline),
+        };
+        self.note_queue(&mut state);
+        self.context.waiting.add();
+        self.tell_demand(&mut state, now);
+        Ok(Begun::Waits(Waiter {
+            lane: Arc::clone(self),
+            place,
+            granted,
+        }))
+    }
+
+    /// Hands free slots to those who wait.
+    pub(crate) fn pump(self: &Arc<Self>) {
+        let now = self.context.clock.now();
+        // Leases whose waiter left; dropped without the lock, since their drop takes it.
+        let mut unclaimed = Vec::new();
+        let mut left = 0;
+        let mut state = self.state.lock();
+        while !state.queue.is_empty() {
+            let Pick::Replica { id, node } = self.pick(&mut state, now) else {
+                break;
+            };
+            let before = state.queue.len();
+            let waiter = state.queue.pop(now);
+            left += before - state.queue.len();
+            let lease = self.grant(&mut state, id, node, now);
+            match waiter {
+                Some(waiter) => unclaimed.extend(waiter.send(lease).err()),
+                None => unclaimed.push(lease),
+            }
+        }
+        self.note_queue(&mut state);
+        drop(state);
+        for _ in 0..left {
+            self.context.waiting.sub();
+        }
+        drop(unclaimed);
+    }
+
+    fn pick(&self, state: &mut State, now: MonoTime) -> Pick {
+        let locals = self.context.locals.snapshot();
+        let local_load = |id: &ReplicaId| locals.get(id).map(|local| local.limiter.in_flight());
+        state.replicas.pick(now, &mut rand::rng(), &local_load)
+    }
+
+    fn grant(
+        self: &Arc<Self>,
+        state: &mut State,
+        replica: ReplicaId,
+        node: NodeName,
+        now: MonoTime,
+    ) -> Lease {
+        state.active += 1;
+        let active = state.active;
+        state.traffic.set_active(active, now);
+        Lease {
+            lane: Arc::clone(self),
+            replica,
+            node,
+            since: now,
+        }
+    }
+
+    fn note_queue(&self, state: &mut State) {
+        let queued = u32::try_from(state.queue.len()).unwrap_or(u32::MAX);
+        state.traffic.set_queued(queued, self.context.clock.now());
+    }
+
+    fn tell_demand(&self, state: &mut State, now: MonoTime) {
+        let told = state.demanded;
+        let recent = told.is_some_and(|at| now.saturating_since(at) < DEMAND_INTERVAL);
+        if recent || state.replicas.any_ready() {
+            return;
+        }
+        state.demanded = Some(now);
+        let queued = u32::try_from(state.queue.len()).unwrap_or(u32::MAX);
+        // Full: the scheduler has been told a lot already, and the next report has the number.
+        let _ = self.context.demand.try_send((self.id.clone(), queued));
+    }
+
+    /// A waiter's sender was dropped: the lane closed, or the deadline was seen by the pump first.
+    fn why_sent_back(&self) -> NoLease {
+        if self.state.lock().open {
+            NoLease::Deadline
+        } else {
+            NoLease::Gone
+        }
+    }
+
+    fn give_up(&self, place: Place) {
+        let mut state = self.state.lock();
+        if state.queue.remove(place).is_some() {
+            self.note_queue(&mut state);
+            drop(state);
+            self.context.waiting.sub();
+        }
+    }
+}
+
+enum Begun {
+    Leased(Lease),
+    Waits(Waiter),
+}
+
+/// A place in the queue; leaves it when dropped. A lease that was granted in the same moment is
+/// dropped with `granted`, after the place.
+struct Waiter {
+    lane: Arc<Lane>,
+    place: Place,
+    granted: oneshot::Receiver<Lease>,
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        self.lane.give_up(self.place);
+    }
+}
+
+/// One request's hold on a replica, as its entry gateway counts.
+pub(crate) struct Lease {
+    lane: Arc<Lane>,
+    replica: ReplicaId,
+    node: NodeName,
+    since: MonoTime,
+}
+
+impl Lease {
+    pub(crate) fn replica(&self) -> &ReplicaId {
+        &self.replica
+    }
+
+    pub(crate) fn node(&self) -> &NodeName {
+        &self.node
+    }
+
+    pub(crate) fn held_for(&self) -> Duration {
+        self.lane.context.clock.now().saturating_since(self.since)
+    }
+
+    pub(crate) fn answered(&self, load: Option<u32>) {
+        let now = self.lane.context.clock.now();
+        self.lane
+            .state
+            .lock()
+            .replicas
+            .answered(&self.replica, load, now);
+    }
+
+    pub(crate) fn full(self, load: u32) {
+        let now = self.lane.context.clock.now();
+        let mut state = self.lane.state.lock();
+        state
+            .replicas
+            .full(&self.replica, load, now, &mut rand::rng());
+    }
+
+    pub(crate) fn unreachable(self) {
+        let now = self.lane.context.clock.now();
+        self.lane
+            .state
+            .lock()
+            .replicas
+            .unreachable(&self.replica, now);
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        {
+            let mut state = self.lane.state.lock();
+            state.replicas.released(&self.replica);
+            state.active = state.active.saturating_sub(1);
+            let active = state.active;
+            let now = self.lane.context.clock.now();
+            state.traffic.set_active(active, now);
+        }
+        self.lane.pump();
+    }
+}

@@ -1,0 +1,13 @@
+//! Connections to where requests go: replicas of this node over Unix sockets, other gateways over TLS.
+//!
+//! | module | what it does |
+//! | --- | --- |
+//! | [`socket`] | opens a replica's socket so that no swapped link can redirect it |
+//! | [`meter`] | counts the bytes of a connection, to know what the other end can have seen |
+//! | [`pool`] | idle connections of one place, last in, first out |
+//! | [`exchange`] | sends one request on a connection and says what became of it |
+
+pub(crate) mod exchange;
+pub(crate) mod meter;
+pub(crate) mod pool;
+pub(crate) mod socket;

@@ -1,0 +1,212 @@
+//! `stokehold image`: the runtimes' images.
+
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use anyhow::Context as _;
+use clap::{Args, Subcommand};
+use reqwest::Method;
+use shared::api::{Deleted, ImageInfo, ImageList, RegisterImage};
+use shared::ids::ImageRef;
+
+use crate::client::{Call, Client, LONG_CALL};
+use crate::commands::endpoint::confirmed;
+use crate::exit::Stop;
+use crate::output::Output;
+use crate::output::format::{self, bytes};
+use crate::output::table::Table;
+use crate::push;
+
+const IMAGES: &str = "/api/stokehold/v1/images";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImageCommand {
+    /// Uploads an OCI archive; nodes then fetch it from the scheduler, without a registry.
+    Import(ImportArgs),
+    /// Lists images.
+    #[command(after_help = LIST_EXAMPLES)]
+    List,
+    /// Deletes an image that no endpoint uses.
+    Delete(DeleteArgs),
+}
+
+const IMPORT_EXAMPLES: &str = "\
+Examples:
+  stokehold image import runtime-mlflow.oci.tar
+  stokehold image import vllm.oci.tar --name registry.example/vllm:0.13
+  stokehold image import runtime-mlflow.oci.tar --output json
+
+The archive is what `skopeo copy docker://... oci-archive:FILE` and `podman save --format
+oci-archive` write. It is unpacked under TMPDIR first, which needs room for it.";
+
+const LIST_EXAMPLES: &str = "\
+Examples:
+  stokehold image list
+  stokehold image list --output json
+  stokehold image list --context production";
+
+const DELETE_EXAMPLES: &str = "\
+Examples:
+  stokehold image delete stokehold.local/runtime-mlflow:1
+  stokehold image delete stokehold.local/runtime-mlflow:1 --yes
+  stokehold image delete registry.example/vllm:0.13 --yes --output json";
+
+#[derive(Debug, Args)]
+#[command(after_help = IMPORT_EXAMPLES)]
+pub(crate) struct ImportArgs {
+    /// An OCI archive (.oci.tar).
+    #[arg(value_name = "FILE")]
+    archive: PathBuf,
+    /// Reference under which runtimes find it. Default: the one in the archive.
+    #[arg(long, value_name = "REF")]
+    name: Option<ImageRef>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = DELETE_EXAMPLES)]
+pub(crate) struct DeleteArgs {
+    reference: ImageRef,
+    /// Do not ask (without a terminal nothing is asked).
+    #[arg(long, short)]
+    yes: bool,
+}
+
+pub(crate) async fn run(
+    command: ImageCommand,
+    client: &Client,
+    output: &Output,
+) -> anyhow::Result<()> {
+    match command {
+        ImageCommand::Import(args) => tokio::select! {
+            imported = import(args, client, output) => imported,
+            // Dropping the import removes what was unpacked.
+            _ = tokio::signal::ctrl_c() => Err(Stop::Interrupted("interrupted".into()).into()),
+        },
+        ImageCommand::List => {
+            let list: ImageList = client.call(Call::get(IMAGES)).await?;
+            output.rows(&list, || table(&list.images, SystemTime::now()))
+        }
+        ImageCommand::Delete(args) => delete(&args, client, output).await,
+    }
+}
+
+async fn import(args: ImportArgs, client: &Client, output: &Output) -> anyhow::Result<()> {
+    let into = tempfile::Builder::new()
+        .prefix("stokehold-image-")
+        .tempdir()
+        .context("make a temporary folder for the archive")?;
+    let layout = push::unpack(&args.archive, into.path(), output).await?;
+    let reference = reference(args.name, layout.reference.as_deref())?;
+    let source = push::Source::image(into.path().to_owned(), output).await?;
+    let sent = push::send(&source, client, output).await?;
+    let request = RegisterImage {
+        reference,
+        manifest: source.id(),
+    };
+    let call = Call::new(Method::POST, IMAGES)
+        .json(&request)
+        .timeout(Some(LONG_CALL));
+    let answer = client.bytes(call).await?;
+    if output.is_json() {
+        return output.raw(&[&answer[..], b"\n"].concat());
+    }
+    output.line(format!("{}: {sent}", request.reference))
+}
+
+/// What was given beats what the archive says.
+fn reference(given: Option<ImageRef>, archived: Option<&str>) -> Result<ImageRef, Stop> {
+    if let Some(given) = given {
+        return Ok(given);
+    }
+    let archived = archived.ok_or_else(|| {
+        Stop::Usage("the archive names no reference: give one with --name REF".into())
+    })?;
+    archived.parse().map_err(|error| {
+        Stop::Usage(format!(
+            "{error} (it stands in the archive): give one with --name REF"
+        ))
+    })
+}
+
+async fn delete(args: &DeleteArgs, client: &Client, output: &Output) -> anyhow::Result<()> {
+    if !args.yes && !confirmed(&format!("delete image {}?", args.reference))? {
+        output.note("nothing was deleted");
+        return Ok(());
+    }
+    let call = Call::new(Method::DELETE, IMAGES)
+        .query("reference", &args.reference)
+        .timeout(Some(LONG_CALL));
+    let deleted: Deleted = client.call(call).await?;
+    if output.is_json() {
+        return output.json(&deleted);
+    }
+    output.note(format!(
+        "image {} is deleted, {} freed",
+        args.reference,
+        bytes(Some(deleted.freed_bytes))
+    ));
+    Ok(())
+}
+
+fn table(images: &[ImageInfo], now: SystemTime) -> Table {
+    let mut table = Table::new(
+        ["REFERENCE", "DIGEST", "LAYERS", "SIZE", "AGE"],
+        "no images: `stokehold image import` uploads one",
+    );
+    for image in images {
+        let digest = image
+            .digest
+            .strip_prefix("sha256:")
+            .unwrap_or(&image.digest);
+        table.row([
+            image.reference.as_str().into(),
+            digest.get(..12).unwrap_or(digest).into(),
+            image.layers.into(),
+            bytes(Some(image.size_bytes)).into(),
+            format::since_unix_ms(image.created_unix_ms, now).into(),
+        ]);
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shared::digest::Digest;
+    use shared::manifest::ManifestId;
+    use std::time::{Duration, UNIX_EPOCH};
+
+    #[test]
+    fn images_are_listed_by_reference() {
+        let image = ImageInfo {
+            reference: "stokehold.local/runtime-mlflow:1"
+                .parse()
+                .expect("reference"),
+            digest: format!("sha256:{}", "ab".repeat(32)),
+            layout: ManifestId(Digest::of(b"x")),
+            size_bytes: 240 << 20,
+            layers: 3,
+            created_unix_ms: 1_000_000,
+        };
+        let now = UNIX_EPOCH + Duration::from_secs(1090);
+        insta::assert_snapshot!(table(&[image], now).render(None, false));
+    }
+
+    #[test]
+    fn a_given_reference_beats_the_archives_and_one_is_needed() {
+        let given: ImageRef = "a/b:1".parse().expect("reference");
+        assert_eq!(
+            reference(Some(given.clone()), Some("c/d:2")).ok(),
+            Some(given)
+        );
+        assert_eq!(
+            reference(None, Some("c/d:2"))
+                .ok()
+                .as_ref()
+                .map(ImageRef::as_str),
+            Some("c/d:2")
+        );
+        assert!(reference(None, None).is_err());
+        assert!(reference(None, Some("")).is_err());
+    }
+}

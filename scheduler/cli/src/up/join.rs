@@ -1,0 +1,110 @@
+//! Agent and gateway join as on any other machine: by a one-time token, on standard input.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context as _;
+use daemon::identity::{self, Identity};
+use shared::ids::Role;
+use tokio::io::AsyncWriteExt as _;
+
+use super::plan::Plan;
+use super::service::Program;
+use crate::client::Client;
+use crate::commands::node::create_token;
+use crate::context::read_token;
+
+const TOKEN_LIFETIME: Duration = Duration::from_secs(120);
+
+/// A certificate with less than this left is made anew.
+const RENEW_BEFORE: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// As the admin that the scheduler made at its first start.
+pub(super) fn admin(plan: &Plan) -> anyhow::Result<Client> {
+    let (token, _) = read_token(&plan.layout.admin_token())?;
+    Client::new(&plan.server(), Some(&plan.layout.ca()), Some(token))
+}
+
+/// Gives each of `programs` an identity, unless it has one that still fits.
+pub(super) async fn join(plan: &Plan, programs: [(Role, &Program); 2]) -> anyhow::Result<()> {
+    let now = SystemTime::now();
+    let lacking: Vec<(Role, &Program)> = programs
+        .into_iter()
+        .filter(|(role, _)| !fits(*role, plan, now))
+        .collect();
+    if lacking.is_empty() {
+        return Ok(());
+    }
+    let roles = lacking.iter().map(|(role, _)| *role).collect();
+    let token = create_token(&admin(plan)?, roles, TOKEN_LIFETIME)
+        .await
+        .context("make a join token")?
+        .token;
+    for (role, program) in lacking {
+        // An agent is called by nobody from outside, and has no names.
+        let names = match role {
+            Role::Gateway => plan.names.as_slice(),
+            Role::Agent | Role::Scheduler => &[],
+        };
+        redeem(program, names, &token)
+            .await
+            .with_context(|| format!("join the {role}"))?;
+    }
+    Ok(())
+}
+
+async fn redeem(program: &Program, names: &[String], token: &str) -> anyhow::Result<()> {
+    let mut command = tokio::process::Command::from(program.command());
+    command
+        .args(&program.arguments)
+        .args(["join", "--token-file", "-"])
+        .args(names.iter().flat_map(|name| ["--name", name]))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    let mut child = command
+        .spawn()
+        .with_context(|| format!("start {}", program.path.display()))?;
+    let mut stdin = child.stdin.take().expect("it was asked for");
+    // A program that ends early closes its end; its own message says why.
+    let _ = stdin.write_all(token.as_bytes()).await;
+    drop(stdin);
+    let ended = child.wait_with_output().await?;
+    anyhow::ensure!(
+        ended.status.success(),
+        "{}",
+        String::from_utf8_lossy(&ended.stderr).trim()
+    );
+    Ok(())
+}
+
+/// Whether the identity on disk is of this node, this role and this scheduler's CA, lasts, and, for
+/// a gateway, names the addresses that clients use.
+fn fits(role: Role, plan: &Plan, now: SystemTime) -> bool {
+    let folder = plan.layout.pki(role.as_str());
+    let Ok(found) = Identity::load(&folder) else {
+        return false;
+    };
+    let same_ca = read(&folder.join("ca.pem")) == read(&plan.layout.ca());
+    let names = identity::names_of(&found.chain[0]).unwrap_or_default();
+    let named = role != Role::Gateway || plan.names.iter().all(|name| names.contains(name));
+    found.subject.node == plan.node
+        && found.subject.role == role
+        && same_ca
+        && named
+        && lasts(&found, now)
+}
+
+fn lasts(found: &Identity, now: SystemTime) -> bool {
+    let needed = now.duration_since(UNIX_EPOCH).unwrap_or_default() + RENEW_BEFORE;
+    identity::validity_of(&found.chain[0])
+        .is_ok_and(|(_, until)| u64::try_from(until).is_ok_and(|until| until > needed.as_secs()))
+}
+
+/// Certificates in a file, whatever stands around them.
+fn read(path: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(path).ok()?;
+    Some(text.split_whitespace().collect())
+}
