@@ -99,7 +99,7 @@ for _ in $(seq 600); do
     sleep 0.2
 done
 cp tests/models/train_iris.py tests/models/predict.py "$work"
-chown -R 10001:10001 "$work"
+chown -R 65534:65534 "$work"
 in_container demo-train /work/train_iris.py /work/iris
 check "the model's files: $(ls "$work/iris" | tr '\n' ' ')"
 

@@ -1,7 +1,36 @@
-//! Skeleton.
+//! The `stokehold-scheduler` daemon: a shell around `scheduler_core`.
+//!
+//! | module | what it does |
+//! | --- | --- |
+//! | [`config`] | `scheduler.toml` |
+//! | [`state`] | what is on disk before anything runs: certificates, first token |
+//! | [`templates`] | runtime templates |
+//! | [`boot`] | puts the parts together |
+//! | [`store`] | records on disk |
+//! | [`control`] | the one task that owns the core: decides, commits, then acts |
+//! | [`sessions`], [`session`], [`listener`] | agents and gateways, over QUIC |
+//! | [`chunks`] | the chunk store: what agents fetch, what is collected |
+//! | [`rest`], [`https`] | the REST API |
+//! | [`metrics`] | `stokehold_scheduler_*` |
+
+pub mod boot;
+pub mod chunks;
+mod cli;
+pub mod config;
+pub mod control;
+mod https;
+pub mod listener;
+pub mod metrics;
+pub mod rest;
+mod session;
+pub mod sessions;
+mod state;
+pub mod store;
+mod templates;
 
 use std::process::ExitCode;
 
+/// The program.
 pub fn cli() -> ExitCode {
-    ExitCode::SUCCESS
+    cli::run()
 }

@@ -94,7 +94,10 @@ fn a_killed_gateway_is_back_soon_and_serves_from_disk_without_the_scheduler() {
             .post(&url)
             .bearer_auth(&token)
             .json(&json!({"inputs": [[2]]}));
-        let answer = cluster.runtime.block_on(request.send()).ok()?;
+        let answer = cluster
+            .runtime
+            .block_on(async { request.send().await })
+            .ok()?;
         (answer.status() == 200).then_some(())
     });
     nix::sys::signal::kill(scheduler, nix::sys::signal::SIGCONT).expect("continued");

@@ -120,7 +120,7 @@ fn refusals_say_what_where_and_how_to_mend_it() {
     for (extra, named) in [
         (json!({"workload_size": "Gigantic"}), "workload_size"),
         (json!({"workload_sise": "Small"}), "workload_sise"),
-        (json!({"entity_version": 9}), "plain/9"),
+        (json!({"entity_version": 9}), "no version 9"),
         (json!({"external_model": {"name": "x"}}), "external_model"),
         (json!({"stokehold": {"runtime": "nonesuch"}}), "nonesuch"),
     ] {
@@ -145,7 +145,10 @@ fn refusals_say_what_where_and_how_to_mend_it() {
 
     // No token, a wrong one, one that may only query.
     let bare = cluster.client().get(&create);
-    let answer = cluster.runtime.block_on(bare.send()).expect("answer");
+    let answer = cluster
+        .runtime
+        .block_on(async { bare.send().await })
+        .expect("answer");
     assert_eq!(answer.status(), 401);
     assert!(answer.headers().contains_key("www-authenticate"));
     let made = cluster.cli_json(&["token", "create", "reader", "--role", "query"]);

@@ -55,7 +55,7 @@ fn an_mlflow_model_answers_over_https_what_it_answers_when_run_directly() {
     cluster.cli(&["image", "import", &archive]);
     let shared = cluster.base().join("train");
     std::fs::create_dir_all(&shared).expect("folder");
-    std::os::unix::fs::chown(&shared, Some(10_001), Some(10_001)).expect("owner");
+    std::os::unix::fs::chown(&shared, Some(65_534), Some(65_534)).expect("owner");
     let scripts = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
     for script in ["train_iris.py", "predict.py"] {
         std::fs::copy(scripts.join(script), shared.join(script)).expect("script");

@@ -55,7 +55,7 @@ fn an_update_under_load_fails_no_request() {
 fn a_version_that_cannot_start_leaves_the_old_one_serving_and_says_why() {
     let mut cluster = Cluster::start();
     cluster.announce("replica");
-    cluster.announce("broken");
+    cluster.announce("config update failed");
     cluster.deploy_probe("safe", &json!({}), &[]);
     let broken = cluster.push_probe("safe", "2", &json!({"exit_at_start": 41}));
     let failed = cluster.try_cli(&["deploy", "safe", "--model", &broken, "--runtime", "probe"]);

@@ -1,5 +1,50 @@
 //! The scheduler's decisions. Pure: events and the time in; plans, routes and store writes out.
+//!
+//! What always holds: no clock, no chance and no I/O of its own; the same events at the same times
+//! give the same effects. What is in memory is either in the store too (after the effects' writes),
+//! or was observed and will be again.
+//!
+//! | module | what it holds |
+//! | --- | --- |
+//! | [`core`] | the state, and the door to it |
+//! | [`event`] | what goes in and what comes out |
+//! | `observed` | events change what was observed |
+//! | `settle` | the pass that moves the fleet; its steps are below |
+//! | `replica` and its `lifecycle`, `set`, `node`, `endpoint` | what the fleet consists of |
+//! | `rollout`, `scaling`, `resize`, [`placement`] | what is wanted, how many, and where |
+//! | `plans`, `routes` | what nodes and gateways are told |
+//! | `commands`, `validate`, `views`, `describe` | the REST API's side |
+//! | `records`, `restore`, [`store_op`] | the store's side |
+//! | [`registry`] | models, images, nodes and tokens: records, no behaviour |
 
+mod commands;
+pub mod core;
+mod describe;
+mod endpoint;
 pub mod error;
+pub mod event;
+mod lifecycle;
+mod node;
+mod observed;
+pub mod placement;
+mod plans;
+mod records;
 pub mod registry;
+mod replica;
+mod resize;
+mod restore;
+mod rollout;
+mod routes;
+mod scaling;
+mod set;
+pub mod settings;
+mod settle;
 pub mod store_op;
+mod validate;
+mod views;
+
+pub use crate::core::Core;
+pub use error::ApiError;
+pub use event::{Ctx, Effects, Event, Level, Note};
+pub use settings::{Settings, WorkloadType};
+pub use store_op::RestoreError;

@@ -53,7 +53,7 @@ impl SecondNode {
     fn configure(&self, cluster: &Cluster, ports: u16) {
         let (_, mut agent) = cluster.config_of("agent");
         let (_, mut gateway) = cluster.config_of("gateway");
-        let mut set = |table: &mut toml::Table, key: &str, value: String| {
+        let set = |table: &mut toml::Table, key: &str, value: String| {
             table.insert(key.to_owned(), toml::Value::String(value));
         };
         for table in [&mut agent, &mut gateway] {

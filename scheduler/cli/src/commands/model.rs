@@ -5,6 +5,7 @@ use std::time::SystemTime;
 
 use clap::{Args, Subcommand};
 use reqwest::Method;
+use serde::Serialize;
 use shared::api::{Deleted, ModelList, ModelVersionInfo, RegisterModelVersion, SetAlias};
 use shared::ids::{AliasName, ModelName, ModelRef};
 
@@ -129,6 +130,15 @@ pub(crate) async fn run(
     }
 }
 
+/// What `model push --output json` prints: the version, and what had to be moved for it.
+#[derive(Debug, Serialize)]
+struct Pushed {
+    #[serde(flatten)]
+    info: ModelVersionInfo,
+    uploaded_chunks: usize,
+    uploaded_bytes: u64,
+}
+
 async fn push(args: PushArgs, client: &Client, output: &Output) -> anyhow::Result<()> {
     let source = push::Source::model(args.folder, output).await?;
     let sent = push::send(&source, client, output).await?;
@@ -147,7 +157,12 @@ async fn push(args: PushArgs, client: &Client, output: &Output) -> anyhow::Resul
         }
     }
     if output.is_json() {
-        return output.json(&info);
+        let (uploaded_chunks, uploaded_bytes) = sent.moved();
+        return output.json(&Pushed {
+            info,
+            uploaded_chunks,
+            uploaded_bytes,
+        });
     }
     let aliases: String = info.aliases.iter().map(|a| format!(" @{a}")).collect();
     output.line(format!("{}/{}{aliases}: {sent}", info.name, info.version))

@@ -36,6 +36,13 @@ pub(crate) struct Sent {
     manifest: ManifestId,
 }
 
+impl Sent {
+    /// Chunks and bytes that were not in the store yet.
+    pub(crate) fn moved(&self) -> (usize, u64) {
+        (self.sent_chunks, self.sent_bytes)
+    }
+}
+
 impl fmt::Display for Sent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(

@@ -1,0 +1,303 @@
+//! `agent.toml`. Unknown keys are refused; every key has a default.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use daemon::telemetry::LogConfig;
+use nix::unistd::{Gid, Group};
+use serde::Deserialize;
+use shared::ids::{InvalidName, NodeName};
+use shared::units::Bytes;
+
+pub const DEFAULT_PATH: &str = "/etc/stokehold/agent.toml";
+
+/// Longest path of a Unix socket, the closing zero byte left out.
+const MAX_SOCKET_PATH_BYTES: usize = 107;
+/// What the id of a replica and the socket's name add to `run_dir`.
+const SOCKET_SUFFIX: &str = "/0123456789abcdef/http.sock";
+/// uids that the kernel and user namespaces treat as ordinary ones.
+const MAX_UID: u32 = i32::MAX as u32;
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// This node's name, as the scheduler knows it. Default: the host's name in lower case. It must be
+    /// the name under which the node joined.
+    pub node: Option<NodeName>,
+    /// Where the scheduler listens for QUIC, `host:port`, tried in turn. Default: what the join told,
+    /// kept in `pki_dir/scheduler.json`. Set it when the scheduler moved.
+    pub scheduler: Option<Vec<String>>,
+    /// The folder of this daemon's certificate and key. Default: /etc/stokehold/pki/agent.
+    pub pki_dir: PathBuf,
+    /// The folder of the ledger: the last plan and what is remembered of replicas.
+    /// Default: /var/lib/stokehold/agent.
+    pub state_dir: PathBuf,
+    /// The folder of the model cache. Put it on the largest and quickest disk.
+    /// Default: /var/lib/stokehold/models.
+    pub cache_dir: PathBuf,
+    /// Bytes that the model cache may use. Eviction starts here; a fetch that cannot fit is refused.
+    /// Default: 200GiB. Leave a tenth of the disk for images.
+    pub cache_capacity: Bytes,
+    /// The folder of replicas' folders, shared with the gateway of this node; its last part is the
+    /// instance's name. At most 80 bytes, as socket paths are short. Default: /run/stokehold/default.
+    pub run_dir: PathBuf,
+    /// The folder of replicas' logs. Default: /var/log/stokehold/replicas.
+    pub log_dir: PathBuf,
+    /// containerd's socket. Default: /run/containerd/containerd.sock.
+    pub containerd: PathBuf,
+    /// The namespace in containerd that replicas live in. Change it only on a node without replicas.
+    /// Default: stokehold.
+    pub containerd_namespace: String,
+    /// containerd's snapshotter. Default: overlayfs.
+    pub snapshotter: String,
+    /// The gateway's group, by name or number: it may enter replicas' folders and read their logs.
+    /// Default: stokehold-gateway.
+    pub gateway_group: String,
+    /// The first user id that replicas run as, one of their own each. The range must belong to nobody
+    /// else on this machine. Default: 1990000000.
+    pub replica_uid_start: u32,
+    /// How many user ids there are for replicas: also a limit of replicas at once. Default: 65536.
+    pub replica_uid_count: u32,
+    /// The program that writes replicas' logs. Default: /usr/libexec/stokehold/stokehold-logshim.
+    pub logshim: PathBuf,
+    /// The control group below which replicas' groups lie. Default: /stokehold.
+    pub cgroup_parent: String,
+    /// Bytes of the machine's memory that replicas may not have: for the system, containerd and
+    /// Stokehold itself. Default: 512MiB. Raise it where other programs run.
+    pub memory_reserved: Bytes,
+    /// NVIDIA's management library. Default: `libnvidia-ml.so.1`, found by the dynamic linker; a node
+    /// without it has no GPUs.
+    pub nvml_library: Option<PathBuf>,
+    /// Where `/metrics`, `/healthz` and `/readyz` are served, without a credential; an empty text
+    /// serves them nowhere. Default: 127.0.0.1:7492.
+    #[serde(deserialize_with = "listen_address")]
+    pub admin_listen: Option<SocketAddr>,
+    pub log: LogConfig,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            node: None,
+            scheduler: None,
+            pki_dir: "/etc/stokehold/pki/agent".into(),
+            state_dir: "/var/lib/stokehold/agent".into(),
+            cache_dir: "/var/lib/stokehold/models".into(),
+            cache_capacity: Bytes::gib(200),
+            run_dir: "/run/stokehold/default".into(),
+            log_dir: "/var/log/stokehold/replicas".into(),
+            containerd: "/run/containerd/containerd.sock".into(),
+            containerd_namespace: "stokehold".into(),
+            snapshotter: "overlayfs".into(),
+            gateway_group: "stokehold-gateway".into(),
+            replica_uid_start: 1_990_000_000,
+            replica_uid_count: 65_536,
+            logshim: "/usr/libexec/stokehold/stokehold-logshim".into(),
+            cgroup_parent: "/stokehold".into(),
+            memory_reserved: Bytes::mib(512),
+            nvml_library: None,
+            admin_listen: Some(SocketAddr::from(([127, 0, 0, 1], 7492))),
+            log: LogConfig::default(),
+        }
+    }
+}
+
+fn listen_address<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<SocketAddr>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    text.parse()
+        .map(Some)
+        .map_err(|_| serde::de::Error::custom("expected an address and a port, 127.0.0.1:7492"))
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidConfig {
+    #[error("{key} {value:?} {problem}")]
+    Key {
+        key: &'static str,
+        value: String,
+        problem: &'static str,
+    },
+    #[error("gateway_group {group:?} is no group of this machine: create it, or set its number")]
+    NoGroup { group: String },
+    #[error("look up group {group:?}")]
+    LookUpGroup {
+        group: String,
+        #[source]
+        source: nix::Error,
+    },
+    #[error("the host's name is no node name: set `node`")]
+    NoNodeName,
+    #[error(transparent)]
+    Instance(#[from] InvalidName),
+}
+
+impl Config {
+    /// Checks what types cannot say.
+    pub fn check(&self) -> Result<(), InvalidConfig> {
+        let folders = [
+            ("pki_dir", &self.pki_dir),
+            ("state_dir", &self.state_dir),
+            ("cache_dir", &self.cache_dir),
+            ("run_dir", &self.run_dir),
+            ("log_dir", &self.log_dir),
+            ("containerd", &self.containerd),
+            ("logshim", &self.logshim),
+        ];
+        for (key, path) in folders {
+            if !is_plain_absolute(path) {
+                return Err(invalid(
+                    key,
+                    path.display(),
+                    "must be an absolute path in UTF-8 without `..`",
+                ));
+            }
+        }
+        if self.run_dir.as_os_str().len() + SOCKET_SUFFIX.len() > MAX_SOCKET_PATH_BYTES {
+            let problem = "is too long: sockets in it must have paths of at most 107 bytes";
+            return Err(invalid("run_dir", self.run_dir.display(), problem));
+        }
+        let cgroup = Path::new(&self.cgroup_parent);
+        if !is_plain_absolute(cgroup) || self.cgroup_parent.len() < 2 {
+            let problem = "must be an absolute path below / without `..`";
+            return Err(invalid("cgroup_parent", &self.cgroup_parent, problem));
+        }
+        for (key, name) in [
+            ("containerd_namespace", &self.containerd_namespace),
+            ("snapshotter", &self.snapshotter),
+        ] {
+            let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+            if name.is_empty() || name.len() > 76 || !name.bytes().all(plain) {
+                return Err(invalid(key, name, "must be 1 to 76 of A-Z a-z 0-9 - _"));
+            }
+        }
+        let last = self.replica_uid_start.checked_add(self.replica_uid_count);
+        if self.replica_uid_count == 0
+            || self.replica_uid_start < 1000
+            || last.is_none_or(|last| last > MAX_UID)
+        {
+            let range = format!("{} + {}", self.replica_uid_start, self.replica_uid_count);
+            let problem = "must be a range of user ids from 1000 to 2147483647";
+            return Err(invalid(
+                "replica_uid_start + replica_uid_count",
+                range,
+                problem,
+            ));
+        }
+        self.instance().map(|_| ())
+    }
+
+    /// The instance's name: several agents on one machine differ in it.
+    pub fn instance(&self) -> Result<String, InvalidConfig> {
+        let name = self.run_dir.file_name().and_then(|name| name.to_str());
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+        name.filter(|name| !name.is_empty() && name.len() <= 63 && name.bytes().all(plain))
+            .map(str::to_owned)
+            .ok_or_else(|| {
+                let problem = "must end in the instance's name, 1 to 63 of A-Z a-z 0-9 - _";
+                invalid("run_dir", self.run_dir.display(), problem)
+            })
+    }
+
+    pub fn node(&self) -> Result<NodeName, InvalidConfig> {
+        self.node
+            .clone()
+            .or_else(daemon::link::default_node_name)
+            .ok_or(InvalidConfig::NoNodeName)
+    }
+
+    pub fn gateway_gid(&self) -> Result<Gid, InvalidConfig> {
+        let group = self.gateway_group.as_str();
+        if let Ok(number) = group.parse::<u32>() {
+            return Ok(Gid::from_raw(number));
+        }
+        match Group::from_name(group) {
+            Ok(Some(found)) => Ok(found.gid),
+            Ok(None) => Err(InvalidConfig::NoGroup {
+                group: group.to_owned(),
+            }),
+            Err(source) => Err(InvalidConfig::LookUpGroup {
+                group: group.to_owned(),
+                source,
+            }),
+        }
+    }
+}
+
+fn is_plain_absolute(path: &Path) -> bool {
+    path.is_absolute()
+        && path.to_str().is_some_and(|text| !text.contains('\0'))
+        && !path
+            .components()
+            .any(|part| part == std::path::Component::ParentDir)
+}
+
+fn invalid(key: &'static str, value: impl ToString, problem: &'static str) -> InvalidConfig {
+    InvalidConfig::Key {
+        key,
+        value: value.to_string(),
+        problem,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Config {
+        toml::from_str(text).expect("valid")
+    }
+
+    #[test]
+    fn an_empty_file_is_the_default_and_the_default_is_valid() {
+        assert_eq!(parse(""), Config::default());
+        Config::default().check().expect("valid");
+        assert_eq!(Config::default().instance().expect("valid"), "default");
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused() {
+        assert!(toml::from_str::<Config>("cache = 1").is_err());
+    }
+
+    #[test]
+    fn no_admin_listener_is_an_empty_text() {
+        assert_eq!(parse("admin_listen = \"\"").admin_listen, None);
+        assert!(toml::from_str::<Config>("admin_listen = \"x\"").is_err());
+    }
+
+    #[test]
+    fn what_would_break_later_is_refused_at_the_start() {
+        for bad in [
+            "run_dir = \"run\"",
+            "run_dir = \"/\"",
+            "log_dir = \"/a/../b\"",
+            "cgroup_parent = \"/\"",
+            "cgroup_parent = \"stokehold\"",
+            "snapshotter = \"\"",
+            "containerd_namespace = \"a/b\"",
+            "replica_uid_start = 0",
+            "replica_uid_start = 2147483000",
+            "replica_uid_count = 0",
+        ] {
+            assert!(parse(bad).check().is_err(), "{bad} was accepted");
+        }
+        let long = format!("run_dir = \"/{}\"", "x".repeat(90));
+        assert!(parse(&long).check().is_err());
+    }
+
+    #[test]
+    fn a_group_is_a_name_or_a_number() {
+        let config = parse("gateway_group = \"4711\"");
+        assert_eq!(config.gateway_gid().expect("number").as_raw(), 4711);
+        let config = parse("gateway_group = \"no-such-group-anywhere\"");
+        assert!(matches!(
+            config.gateway_gid(),
+            Err(InvalidConfig::NoGroup { .. })
+        ));
+    }
+}

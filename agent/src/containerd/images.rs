@@ -1,0 +1,237 @@
+//! Images: brought into containerd from an OCI layout on disk, and unpacked.
+//!
+//! Everything about an image that must be known (digests, sizes, order) comes from the plan: nothing
+//! of the image is parsed here. Each step finds what an earlier attempt did, and goes on there.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use containerd_client::services::v1::{
+    CreateImageRequest, DeleteImageRequest, Image, ListImagesRequest, UpdateImageRequest,
+};
+use containerd_client::types::Descriptor;
+use sha2::{Digest as _, Sha256};
+use shared::digest::OciDigest;
+use shared::ids::ImageRef;
+use shared::plan::{OciBlob, PlannedImage};
+
+use super::containers::LABEL_INSTANCE;
+use super::content::{BlobError, Lease};
+use super::{CallError, Containerd, QUICK, call, unless_gone};
+
+#[derive(Debug, thiserror::Error)]
+pub enum ImportError {
+    #[error(transparent)]
+    Blob(#[from] BlobError),
+    #[error(transparent)]
+    Call(#[from] CallError),
+    #[error("layer {layer} unpacked to {actual}, the image says {expected}")]
+    WrongLayer {
+        layer: OciDigest,
+        expected: OciDigest,
+        actual: String,
+    },
+}
+
+/// An image record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownImage {
+    /// The digest of the manifest that it points to.
+    pub target: String,
+    /// Whether this instance made it.
+    pub ours: bool,
+}
+
+impl Containerd {
+    /// The images of the namespace, by name.
+    pub async fn list_images(
+        &self,
+        instance: &str,
+    ) -> Result<BTreeMap<String, KnownImage>, CallError> {
+        let request = self.request(ListImagesRequest::default());
+        let answer = call("images.list", QUICK, self.images().list(request)).await?;
+        Ok(answer
+            .images
+            .into_iter()
+            .map(|image| {
+                let ours = image.labels.get(LABEL_INSTANCE).map(String::as_str) == Some(instance);
+                let target = image.target.map_or_else(String::new, |t| t.digest);
+                (image.name, KnownImage { target, ours })
+            })
+            .collect())
+    }
+
+    /// Whether the last layer of an image is unpacked, hence all of them.
+    pub async fn is_unpacked(&self, image: &PlannedImage) -> Result<bool, CallError> {
+        match chain_ids(image).last() {
+            Some(chain) => self.has_snapshot(chain).await,
+            None => Ok(true),
+        }
+    }
+
+    /// Brings an image in and unpacks it. Its record comes last: where that is, all is.
+    pub async fn import_image(
+        &self,
+        image: &PlannedImage,
+        layout: &Path,
+        instance: &str,
+    ) -> Result<(), ImportError> {
+        let lease = self
+            .create_lease(&format!("stokehold-import-{}", image.manifest.digest.hex()))
+            .await?;
+        self.write_blobs(image, layout, &lease).await?;
+        self.unpack(image, &lease).await?;
+        self.record_image(image, instance).await?;
+        // From here on, the image's record holds everything.
+        self.end_lease(&lease).await?;
+        Ok(())
+    }
+
+    async fn write_blobs(
+        &self,
+        image: &PlannedImage,
+        layout: &Path,
+        lease: &Lease,
+    ) -> Result<(), BlobError> {
+        let path = |blob: &OciBlob| layout.join(PlannedImage::blob_path(&blob.digest));
+        for layer in &image.layers {
+            self.write_blob(&layer.blob, &path(&layer.blob), &HashMap::new(), lease)
+                .await?;
+        }
+        // The collector follows these labels from the image's record to its blobs and snapshots.
+        let mut config_labels = HashMap::new();
+        if let Some(chain) = chain_ids(image).pop() {
+            let label = format!("containerd.io/gc.ref.snapshot.{}", self.snapshotter);
+            config_labels.insert(label, chain);
+        }
+        self.write_blob(&image.config, &path(&image.config), &config_labels, lease)
+            .await?;
+        let mut manifest_labels = HashMap::from([(
+            "containerd.io/gc.ref.content.config".to_owned(),
+            image.config.digest.to_string(),
+        )]);
+        for (i, layer) in image.layers.iter().enumerate() {
+            let label = format!("containerd.io/gc.ref.content.l.{i}");
+            manifest_labels.insert(label, layer.blob.digest.to_string());
+        }
+        self.write_blob(
+            &image.manifest,
+            &path(&image.manifest),
+            &manifest_labels,
+            lease,
+        )
+        .await
+    }
+
+    async fn unpack(&self, image: &PlannedImage, lease: &Lease) -> Result<(), ImportError> {
+        let kind = format!("snapshots/{}", self.snapshotter);
+        let mut parent = String::new();
+        for (layer, chain) in image.layers.iter().zip(chain_ids(image)) {
+            if self.has_snapshot(&chain).await? && self.hold(lease, &kind, &chain).await? {
+                parent = chain;
+                continue;
+            }
+            let key = format!("stokehold-extract-{chain}");
+            // Of an attempt that was cut off: half a layer is worth nothing.
+            self.remove_snapshot(&key).await?;
+            let mounts = self.prepare_snapshot(&key, &parent, Some(lease)).await?;
+            let actual = self
+                .apply_layer(descriptor(&layer.blob), mounts, lease)
+                .await?;
+            if actual != layer.diff_id.as_str() {
+                self.remove_snapshot(&key).await?;
+                return Err(ImportError::WrongLayer {
+                    layer: layer.blob.digest.clone(),
+                    expected: layer.diff_id.clone(),
+                    actual,
+                });
+            }
+            match self.commit_snapshot(&key, &chain, lease).await {
+                Ok(()) => {}
+                // Another image with the same layers was quicker.
+                Err(error) if error.is_already_there() => self.remove_snapshot(&key).await?,
+                Err(error) => return Err(error.into()),
+            }
+            parent = chain;
+        }
+        Ok(())
+    }
+
+    async fn record_image(&self, image: &PlannedImage, instance: &str) -> Result<(), CallError> {
+        let record = Image {
+            name: image.reference.to_string(),
+            labels: HashMap::from([(LABEL_INSTANCE.to_owned(), instance.to_owned())]),
+            target: Some(descriptor(&image.manifest)),
+            ..Image::default()
+        };
+        let request = self.request(CreateImageRequest {
+            image: Some(record.clone()),
+            source_date_epoch: None,
+        });
+        match call("images.create", QUICK, self.images().create(request)).await {
+            Ok(_) => return Ok(()),
+            Err(error) if error.is_already_there() => {}
+            Err(error) => return Err(error),
+        }
+        let request = self.request(UpdateImageRequest {
+            image: Some(record),
+            update_mask: None,
+            source_date_epoch: None,
+        });
+        call("images.update", QUICK, self.images().update(request))
+            .await
+            .map(|_| ())
+    }
+
+    /// Drops an image's record; the collector takes what only it held.
+    pub async fn delete_image(&self, reference: &ImageRef) -> Result<(), CallError> {
+        let request = self.request(DeleteImageRequest {
+            name: reference.to_string(),
+            sync: false,
+            target: None,
+        });
+        unless_gone(call("images.delete", QUICK, self.images().delete(request)).await)
+    }
+}
+
+fn descriptor(blob: &OciBlob) -> Descriptor {
+    Descriptor {
+        media_type: blob.media_type.clone(),
+        digest: blob.digest.to_string(),
+        size: i64::try_from(blob.size_bytes).unwrap_or(i64::MAX),
+        annotations: HashMap::new(),
+    }
+}
+
+/// The names of the snapshots that an image's layers make, bottom up (OCI image spec, "chain id").
+pub fn chain_ids(image: &PlannedImage) -> Vec<String> {
+    let mut chains: Vec<String> = Vec::with_capacity(image.layers.len());
+    for layer in &image.layers {
+        let chain = match chains.last() {
+            None => layer.diff_id.to_string(),
+            Some(parent) => {
+                let both = format!("{parent} {}", layer.diff_id);
+                format!("sha256:{}", hex::encode(Sha256::digest(both.as_bytes())))
+            }
+        };
+        chains.push(chain);
+    }
+    chains
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::planned_image;
+
+    #[test]
+    fn chain_ids_are_those_of_the_image_specification() {
+        let mut image = planned_image();
+        let layer = image.layers[0].clone();
+        let diff = layer.diff_id.to_string();
+        assert_eq!(chain_ids(&image), vec![diff.clone()]);
+        image.layers.push(layer);
+        let want = hex::encode(Sha256::digest(format!("{diff} {diff}").as_bytes()));
+        assert_eq!(chain_ids(&image), vec![diff, format!("sha256:{want}")]);
+    }
+}

@@ -1,0 +1,259 @@
+//! Puts the agent together: reads what it needs, then runs its tasks until one fails or it is told to
+//! stop. Replicas go on either way.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context as _;
+use daemon::identity::Identity;
+use daemon::link::{LinkOptions, link};
+use daemon::tasks::{Tasks, shutdown_signal};
+use daemon::telemetry::Chain;
+use model::cache::Cache;
+use prometheus_client::registry::Registry;
+use shared::ids::Role;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+use crate::cgroup::{self, Cgroups};
+use crate::config::Config;
+use crate::containerd::{Containerd, events};
+use crate::control_loop::{ControlLoop, NodeView, Parts};
+use crate::folder::Folders;
+use crate::ledger::{Ledger, LedgerPath, Opened, UidRange};
+use crate::logs::LogFolders;
+use crate::metrics::Metrics;
+use crate::models::CachedModels;
+use crate::replica::BootId;
+use crate::sampler::gpu::GpuProbe;
+use crate::sampler::{Sampler, Samples};
+use crate::session::{Session, hello};
+use crate::steps::Steps;
+
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
+/// Plans that the control loop has not taken yet; each one replaces the one before.
+const PLANS: usize = 4;
+/// Reasons to look; one is as good as a thousand.
+const EVENTS: usize = 256;
+const CLEAN_LOGS_EVERY: Duration = Duration::from_secs(600);
+const CONNECT_AGAIN: Duration = Duration::from_secs(1);
+
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let cancel = CancellationToken::new();
+    let mut tasks = Tasks::new(cancel.clone());
+    tasks.spawn("signals", shutdown_signal(cancel.clone()));
+    let assembled = tokio::select! {
+        () = cancel.cancelled() => return Ok(()),
+        assembled = assemble(&config, &mut tasks, &cancel) => assembled,
+    };
+    if let Err(error) = assembled {
+        cancel.cancel();
+        // The cause of the failure is what matters; tasks that stop late are named in debug logs.
+        if let Err(late) = tasks.join(SHUTDOWN_GRACE).await {
+            debug!(error = %Chain(&late), "tasks ended badly");
+        }
+        return Err(error);
+    }
+    let ended = tasks.join(SHUTDOWN_GRACE).await;
+    daemon::notify::stopping();
+    Ok(ended?)
+}
+
+async fn assemble(
+    config: &Config,
+    tasks: &mut Tasks,
+    cancel: &CancellationToken,
+) -> anyhow::Result<()> {
+    let node = config.node()?;
+    let instance = config.instance()?;
+    let gateway_gid = config.gateway_gid()?;
+    let identity = identity(config)?;
+    let addresses = match &config.scheduler {
+        Some(addresses) => addresses.clone(),
+        None => daemon::join::scheduler_addresses(&config.pki_dir)
+            .context("read the scheduler's addresses")?,
+    };
+    daemon::files::private_dir(&config.state_dir, 0o700)
+        .with_context(|| format!("make folder {}", config.state_dir.display()))?;
+    let ledger_path = LedgerPath::in_folder(&config.state_dir);
+    let ledger = open_ledger(&ledger_path)?;
+    let cache = Cache::open(&config.cache_dir, config.cache_capacity)?;
+
+    let mut registry = Registry::default();
+    let metrics = Metrics::register(&mut registry);
+    let (ready, readiness) = daemon::admin::readiness("adopting replicas");
+    tasks.spawn(
+        "admin",
+        daemon::admin::serve(config.admin_listen, registry, readiness, cancel.clone()),
+    );
+
+    let containerd = connect(config).await;
+    let steps = Arc::new(Steps {
+        folders: Folders::open(&config.run_dir, gateway_gid)?,
+        logs: LogFolders::open(&config.log_dir, gateway_gid, &config.logshim)?,
+        cgroups: Cgroups::detect(Path::new(cgroup::ROOT), &config.cgroup_parent),
+        containerd: containerd.clone(),
+        instance: instance.clone(),
+        open_files: crate::steps::open_files(),
+    });
+
+    let (view, view_rx) = watch::channel(Arc::new(NodeView::empty(&ledger)));
+    let (running, running_rx) = watch::channel(Vec::new());
+    let (samples, samples_rx) = watch::channel(Arc::new(Samples::default()));
+    let (plans, plans_rx) = mpsc::channel(PLANS);
+    let (events, events_rx) = mpsc::channel(EVENTS);
+
+    let greeting = view_rx.clone();
+    let options = LinkOptions {
+        addresses,
+        identity,
+        hello: Arc::new(move || hello(&greeting)),
+    };
+    let (handle, link_events, keep_link) = link(options, cancel.clone());
+    let models = Arc::new(CachedModels::new(cache, handle.connection.clone()));
+
+    tasks.spawn(
+        "containerd-events",
+        events::follow(containerd, events, cancel.clone()),
+    );
+    tasks.spawn(
+        "clean-logs",
+        clean_logs(steps.logs.clone(), view_rx.clone(), cancel.clone()),
+    );
+    let sampler = Sampler {
+        cgroups: steps.cgroups.clone(),
+        instance,
+        memory_reserved: config.memory_reserved,
+        cache_capacity: config.cache_capacity,
+        gpus: GpuProbe::start(config.nvml_library.clone()).context("start NVML's thread")?,
+        running: running_rx,
+        samples,
+    };
+    tasks.spawn("sampler", sampler.run(cancel.clone()));
+    let control_loop = ControlLoop::new(Parts {
+        node,
+        boot: boot_id()?,
+        uids: UidRange {
+            start: config.replica_uid_start,
+            count: config.replica_uid_count,
+        },
+        ledger,
+        ledger_path,
+        steps,
+        models,
+        metrics: metrics.clone(),
+        plans: plans_rx,
+        events: events_rx,
+        view,
+        running,
+        ready,
+    });
+    tasks.spawn("control-loop", control_loop.run(cancel.clone()));
+    let session = Session {
+        link: handle,
+        events: link_events,
+        plans,
+        view: view_rx,
+        samples: samples_rx,
+        metrics,
+    };
+    tasks.spawn("session", session.run(cancel.clone()));
+    tasks.spawn("link", keep_link);
+    Ok(())
+}
+
+fn identity(config: &Config) -> anyhow::Result<Identity> {
+    let identity = Identity::load(&config.pki_dir)?;
+    let node = config.node()?;
+    let subject = &identity.subject;
+    anyhow::ensure!(
+        subject.role == Role::Agent && subject.node == node,
+        "the identity in {} is that of {} {}, not of agent {node}: set `node`, or join again",
+        config.pki_dir.display(),
+        subject.role,
+        subject.node,
+    );
+    Ok(identity)
+}
+
+fn open_ledger(path: &LedgerPath) -> anyhow::Result<Ledger> {
+    match path.open()? {
+        Opened::Held(ledger) => Ok(ledger),
+        Opened::None => {
+            info!("no ledger yet: this is the node's first start");
+            Ok(Ledger::default())
+        }
+        Opened::Broken { why, aside } => {
+            error!(
+                error = %Chain(&why),
+                kept_as = %aside.display(),
+                "the ledger is broken: rebuilding it from containerd, replicas go on as they are"
+            );
+            Ok(Ledger::default())
+        }
+    }
+}
+
+/// containerd may come after us.
+async fn connect(config: &Config) -> Containerd {
+    let mut said = false;
+    loop {
+        let connected = Containerd::connect(
+            &config.containerd,
+            &config.containerd_namespace,
+            &config.snapshotter,
+        );
+        match connected.await {
+            Ok(containerd) => {
+                match containerd.version().await {
+                    Ok(version) => info!(version, "connected to containerd"),
+                    Err(error) => warn!(error = %Chain(&error), "containerd tells no version"),
+                }
+                return containerd;
+            }
+            Err(error) if !said => {
+                said = true;
+                warn!(error = %Chain(&error), "waiting for containerd");
+            }
+            Err(_) => {}
+        }
+        daemon::notify::watchdog();
+        tokio::time::sleep(CONNECT_AGAIN).await;
+    }
+}
+
+fn boot_id() -> anyhow::Result<BootId> {
+    const PATH: &str = "/proc/sys/kernel/random/boot_id";
+    let text = std::fs::read_to_string(PATH).with_context(|| format!("read {PATH}"))?;
+    Ok(BootId(text.trim().to_owned()))
+}
+
+async fn clean_logs(
+    logs: LogFolders,
+    view: watch::Receiver<Arc<NodeView>>,
+    cancel: CancellationToken,
+) -> anyhow::Result<()> {
+    loop {
+        tokio::select! {
+            () = cancel.cancelled() => return Ok(()),
+            () = tokio::time::sleep(CLEAN_LOGS_EVERY) => {}
+        }
+        let live: BTreeSet<_> = view
+            .borrow()
+            .replicas
+            .iter()
+            .map(|r| r.id.clone())
+            .collect();
+        let logs = logs.clone();
+        let cleaned = tokio::task::spawn_blocking(move || logs.clean(&live, SystemTime::now()));
+        match cleaned.await {
+            Ok(Ok(0)) => {}
+            Ok(Ok(removed)) => info!(removed, "removed old logs of replicas that are gone"),
+            Ok(Err(error)) => warn!(error = %Chain(&error), "old logs were not removed"),
+            Err(ended) => warn!(error = %ended, "old logs were not removed"),
+        }
+    }
+}

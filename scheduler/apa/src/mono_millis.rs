@@ -1,0 +1,14 @@
+//! A [`MonoTime`] as whole milliseconds, for states that are written down.
+
+use serde::{Deserialize, Deserializer, Serializer};
+use shared::units::MonoTime;
+
+pub(crate) fn serialize<S: Serializer>(at: &MonoTime, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(at.as_millis())
+}
+
+pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<MonoTime, D::Error> {
+    u64::deserialize(deserializer).map(MonoTime::from_millis)
+}

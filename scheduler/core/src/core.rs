@@ -1,0 +1,254 @@
+//! The core: all of the scheduler's state in memory, and the door to it.
+//!
+//! An event first changes what was observed; then a pass (see `settle`) compares all that is wanted
+//! with all that was observed, and publishes what follows. Nothing else changes the fleet.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use rand::Rng;
+use shared::api::serving::{ConfigInput, CreateEndpoint, Detailed, Summary};
+use shared::api::{EndpointDescription, NodeSummary};
+use shared::ids::{EndpointName, Epoch, ImageRef, ModelName, NodeName, ReplicaId};
+use shared::manifest::ManifestId;
+use shared::plan::Plan;
+use shared::routes::Routes;
+use shared::units::MonoTime;
+
+use crate::endpoint::Entry;
+use crate::error::ApiError;
+use crate::event::{Ctx, Effects, Event};
+use crate::node::Node;
+use crate::registry::Registry;
+use crate::replica::Replica;
+use crate::set::{ReplicaSet, SetId};
+use crate::settings::Settings;
+use crate::store_op::{Entries, RestoreError};
+
+pub struct Core {
+    pub registry: Registry,
+    pub(crate) settings: Settings,
+    pub(crate) epoch: Epoch,
+    /// The time of the last event, for ages in answers.
+    pub(crate) now: MonoTime,
+    pub(crate) nodes: BTreeMap<NodeName, Node>,
+    pub(crate) endpoints: BTreeMap<EndpointName, Entry>,
+    pub(crate) sets: BTreeMap<SetId, ReplicaSet>,
+    pub(crate) replicas: BTreeMap<ReplicaId, Replica>,
+    /// When the horizontal axis decides next.
+    pub(crate) next_decision: MonoTime,
+    pub(crate) unwritten: Unwritten,
+    pub(crate) plans: BTreeMap<NodeName, Plan>,
+    pub(crate) routes: Arc<Routes>,
+}
+
+/// Records that differ from the store's until the pass writes them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Unwritten {
+    pub endpoints: BTreeSet<EndpointName>,
+    pub replicas: BTreeSet<ReplicaId>,
+    pub gateways: BTreeSet<NodeName>,
+}
+
+/// One handling of one event: its time, its chance, and what it brings about.
+pub(crate) struct Pass<'a> {
+    pub now: MonoTime,
+    pub unix_ms: u64,
+    pub rng: &'a mut dyn Rng,
+    pub effects: Effects,
+}
+
+impl<'a> Pass<'a> {
+    fn new<R: Rng>(ctx: &'a mut Ctx<'_, R>) -> Self {
+        Self {
+            now: ctx.now,
+            unix_ms: ctx.unix_ms,
+            rng: ctx.rng,
+            effects: Effects::default(),
+        }
+    }
+}
+
+impl Core {
+    /// What a store holds, at a scheduler's start. Nothing moves because of it: replicas are
+    /// expected where they were, and routes go on naming those that were ready.
+    pub fn restore(
+        entries: &Entries,
+        settings: Settings,
+        epoch: Epoch,
+        now: MonoTime,
+    ) -> Result<Core, RestoreError> {
+        let registry = Registry::restore(entries)?;
+        let routes = Arc::new(Routes {
+            cluster: settings.cluster.clone(),
+            epoch,
+            revision: shared::ids::Revision(0),
+            endpoints: Vec::new(),
+            tokens: Vec::new(),
+            gateways: Vec::new(),
+            revoked_nodes: Vec::new(),
+        });
+        let mut core = Core {
+            registry,
+            settings,
+            epoch,
+            now,
+            nodes: BTreeMap::new(),
+            endpoints: BTreeMap::new(),
+            sets: BTreeMap::new(),
+            replicas: BTreeMap::new(),
+            next_decision: now,
+            unwritten: Unwritten::default(),
+            plans: BTreeMap::new(),
+            routes,
+        };
+        core.restore_fleet(entries, now)?;
+        core.publish_routes(now);
+        Ok(core)
+    }
+
+    /// Takes an event in. `writes` of the effects are to be committed before the rest is used.
+    pub fn handle<R: Rng>(&mut self, event: Event, ctx: &mut Ctx<'_, R>) -> Effects {
+        let mut pass = Pass::new(ctx);
+        self.now = pass.now;
+        if self.observe(event, &mut pass) {
+            self.settle(&mut pass);
+        }
+        pass.effects
+    }
+
+    /// After the registry changed: tokens, images or revocations reach plans and routes.
+    pub fn registry_changed<R: Rng>(&mut self, ctx: &mut Ctx<'_, R>) -> Effects {
+        let mut pass = Pass::new(ctx);
+        self.now = pass.now;
+        self.settle(&mut pass);
+        pass.effects
+    }
+
+    pub fn create_endpoint<R: Rng>(
+        &mut self,
+        input: CreateEndpoint,
+        creator: &str,
+        ctx: &mut Ctx<'_, R>,
+    ) -> Result<(Detailed, Effects), ApiError> {
+        let mut pass = Pass::new(ctx);
+        let name = self.insert_endpoint(input, creator, &mut pass)?;
+        self.settle(&mut pass);
+        Ok((self.get_endpoint(name.as_str())?, pass.effects))
+    }
+
+    pub fn update_config<R: Rng>(
+        &mut self,
+        name: &str,
+        input: ConfigInput,
+        ctx: &mut Ctx<'_, R>,
+    ) -> Result<(Detailed, Effects), ApiError> {
+        let mut pass = Pass::new(ctx);
+        let name = self.existing(name)?.record.name.clone();
+        self.replace_config(&name, input, &mut pass)?;
+        self.settle(&mut pass);
+        Ok((self.get_endpoint(name.as_str())?, pass.effects))
+    }
+
+    pub fn delete_endpoint<R: Rng>(
+        &mut self,
+        name: &str,
+        ctx: &mut Ctx<'_, R>,
+    ) -> Result<Effects, ApiError> {
+        let mut pass = Pass::new(ctx);
+        let name = self.existing(name)?.record.name.clone();
+        self.remove_endpoint(&name, &mut pass);
+        self.settle(&mut pass);
+        Ok(pass.effects)
+    }
+
+    pub fn get_endpoint(&self, name: &str) -> Result<Detailed, ApiError> {
+        Ok(self.detailed(self.existing(name)?))
+    }
+
+    pub fn list_endpoints(&self) -> Vec<Summary> {
+        self.endpoints.values().map(|e| self.summary(e)).collect()
+    }
+
+    pub fn describe(&self, name: &str) -> Result<EndpointDescription, ApiError> {
+        Ok(self.description(self.existing(name)?))
+    }
+
+    pub fn nodes(&self) -> Vec<NodeSummary> {
+        self.node_summaries()
+    }
+
+    /// Where an endpoint's replicas are, those that ended lately too, newest first. Without
+    /// `entity` those of all its entities.
+    pub fn replica_location(
+        &self,
+        endpoint: &str,
+        entity: Option<&str>,
+    ) -> Result<Vec<(ReplicaId, NodeName)>, ApiError> {
+        self.locations(self.existing(endpoint)?, entity)
+    }
+
+    /// `None` while nothing may change on the node: it has not reported since the scheduler's
+    /// start and may still do so, or it is revoked.
+    pub fn plan_for(&self, node: &NodeName) -> Option<Plan> {
+        self.plans.get(node).cloned()
+    }
+
+    pub fn routes(&self) -> Arc<Routes> {
+        self.routes.clone()
+    }
+
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// What uses which model version (`endpoint iris`), for refusing its deletion.
+    pub fn models_in_use(&self) -> BTreeMap<(ModelName, u32), String> {
+        let configured = self.endpoints.values().flat_map(|entry| {
+            let active = entry.record.active.iter();
+            let pending = entry.record.pending.iter().map(|pending| &pending.config);
+            let entities = active.chain(pending).flat_map(|config| &config.entities);
+            entities.map(|entity| (entity, format!("endpoint {}", entry.record.name)))
+        });
+        let running = self.replicas.values().map(|replica| {
+            let user = format!("a replica of endpoint {}", replica.endpoint);
+            (replica.entity.as_ref(), user)
+        });
+        running
+            .chain(configured)
+            .map(|(entity, user)| ((entity.model.clone(), entity.model_version), user))
+            .collect()
+    }
+
+    /// What uses which image, for refusing its deletion.
+    pub fn images_in_use(&self) -> BTreeMap<ImageRef, String> {
+        let running = self.replicas.values().map(|replica| {
+            let user = format!("a replica of endpoint {}", replica.endpoint);
+            (replica.template.image.clone(), user)
+        });
+        // An entity at zero replicas needs its image too, and at once when a request wakes it.
+        let configured = self.sets.values().filter_map(|set| {
+            let template = self.settings.templates.get(&set.entity()?.runtime)?;
+            let user = format!("endpoint {}", set.endpoint);
+            Some((template.image.clone(), user))
+        });
+        running.chain(configured).collect()
+    }
+
+    /// Manifests that the chunk store must keep: the registry's, and those of replicas.
+    pub fn live_manifests(&self) -> BTreeSet<ManifestId> {
+        let running = self.replicas.values().map(|r| r.entity.manifest);
+        running.chain(self.registry.live_manifests()).collect()
+    }
+
+    /// The endpoint of this name; a text that is no name is unknown too.
+    pub(crate) fn existing(&self, name: &str) -> Result<&Entry, ApiError> {
+        EndpointName::parse(name)
+            .ok()
+            .and_then(|name| self.endpoints.get(&name))
+            .ok_or_else(|| {
+                let shown: String = name.chars().take(80).collect();
+                ApiError::not_found(format!("endpoint {shown:?} does not exist"))
+            })
+    }
+}

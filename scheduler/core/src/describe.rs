@@ -1,0 +1,228 @@
+//! What `stokehold describe` and `stokehold node list` show: replicas, decisions, nodes.
+
+use std::time::Duration;
+
+use shared::api::{DecisionInfo, EndpointDescription, NodeSummary, ReplicaInfo};
+use shared::ids::{NodeName, ReplicaId};
+use shared::report::{NodeCapacity, ReplicaPhase};
+use shared::units::MonoTime;
+
+use crate::core::Core;
+use crate::endpoint::{Ended, Entry};
+use crate::error::ApiError;
+use crate::node::{Contact, Node};
+use crate::replica::{Replica, Stage};
+
+/// Agents report each second; a node that missed this much is shown as silent.
+const SILENT_AFTER: Duration = Duration::from_secs(5);
+
+impl Core {
+    pub(crate) fn description(&self, entry: &Entry) -> EndpointDescription {
+        let id = &entry.record.id;
+        let living = self.replicas.values().filter(|r| r.set.endpoint == *id);
+        let mut replicas: Vec<ReplicaInfo> = living.map(|r| self.replica_info(r)).collect();
+        let ended = entry.ended.iter().rev();
+        replicas.extend(
+            ended
+                .filter(|ended| !self.replicas.contains_key(&ended.id))
+                .map(|ended| self.ended_info(entry, ended)),
+        );
+        let active = entry.record.active.iter().flat_map(|c| &c.entities);
+        let decisions = active.filter_map(|entity| {
+            let set = self.sets.get(&entry.active_set(&entity.name)?)?;
+            let (decision, at) = set.decision?;
+            Some(DecisionInfo {
+                entity: entity.name.clone(),
+                desired_replicas: decision.desired_replicas,
+                ready_replicas: self.ready_members(set),
+                target_concurrency: entity.scaling.target_concurrency,
+                demand: entry
+                    .demand
+                    .get(&entity.name)
+                    .and_then(|window| window.last())
+                    .map(|demand| demand.get()),
+                bound_by: decision.bound_by.as_str().into(),
+                age_s: age(at, self.now),
+            })
+        });
+        EndpointDescription {
+            endpoint: self.detailed(entry),
+            replicas,
+            decisions: decisions.collect(),
+        }
+    }
+
+    pub(crate) fn locations(
+        &self,
+        entry: &Entry,
+        entity: Option<&str>,
+    ) -> Result<Vec<(ReplicaId, NodeName)>, ApiError> {
+        if let Some(entity) = entity {
+            let pending = entry.record.pending.as_ref().map(|pending| &pending.config);
+            let configs = entry.record.active.iter().chain(pending);
+            let mut known = configs.flat_map(|config| &config.entities);
+            let ended = entry.ended.iter().any(|it| it.entity.as_str() == entity);
+            if !known.any(|known| known.name.as_str() == entity) && !ended {
+                let shown: String = entity.chars().take(80).collect();
+                return Err(ApiError::not_found(format!(
+                    "endpoint {} has no served entity {shown:?}",
+                    entry.record.name
+                )));
+            }
+        }
+        let wanted = |name: &str| entity.is_none_or(|entity| entity == name);
+        let mut living: Vec<&Replica> = self
+            .replicas
+            .values()
+            .filter(|r| r.set.endpoint == entry.record.id && wanted(r.set.entity.as_str()))
+            .collect();
+        living.sort_by_key(|replica| std::cmp::Reverse(replica.placed_at));
+        let ended = entry.ended.iter().rev();
+        let ended = ended
+            .filter(|it| wanted(it.entity.as_str()) && !self.replicas.contains_key(&it.id))
+            .map(|it| (it.id.clone(), it.node.clone()));
+        let living = living.iter().map(|r| (r.id.clone(), r.node.clone()));
+        Ok(living.chain(ended).collect())
+    }
+
+    pub(crate) fn node_summaries(&self) -> Vec<NodeSummary> {
+        let mut summaries: Vec<NodeSummary> = self
+            .nodes
+            .iter()
+            .map(|(name, node)| self.node_summary(name, node))
+            .collect();
+        let unseen = self.registry.nodes();
+        for record in unseen.filter(|record| !self.nodes.contains_key(&record.name)) {
+            let mut node = Node::new(self.now);
+            node.revoked = record.revoked;
+            summaries.push(self.node_summary(&record.name, &node));
+        }
+        summaries.sort_by(|a, b| a.name.cmp(&b.name));
+        summaries
+    }
+
+    fn node_summary(&self, name: &NodeName, node: &Node) -> NodeSummary {
+        let here = || node.replicas.iter().filter_map(|id| self.replicas.get(id));
+        let silence = self.now.saturating_since(node.heard);
+        let state = match node.agent_contact(self.settings.lease, self.now) {
+            _ if node.revoked => "revoked",
+            Contact::Awaited => "joined",
+            Contact::Silent if node.reported => "lost",
+            Contact::Silent => "joined",
+            Contact::Fresh if node.agent_up && silence <= SILENT_AFTER => "ready",
+            Contact::Fresh => "silent",
+        };
+        let known = node.reported.then_some(&node.capacity);
+        let gpus = |capacity: &NodeCapacity| {
+            let gpus = capacity.gpus.iter();
+            gpus.map(|gpu| gpu.name.clone()).collect()
+        };
+        let address = Some(&node.gateway.client_address).filter(|it| !it.is_empty());
+        NodeSummary {
+            name: name.clone(),
+            state: state.into(),
+            agent_connected: node.agent_up,
+            gateway_connected: node.gateway.up,
+            last_report_age_s: node.reported.then(|| age(node.heard, self.now)),
+            cpu_millis: known.map(|capacity| capacity.cpu_millis),
+            cpu_millis_planned: here().fold(0, |sum: u32, replica| {
+                sum.saturating_add(replica.entity.resources.cpu_millis)
+            }),
+            memory_bytes: known.map(|capacity| capacity.memory_bytes),
+            memory_bytes_planned: here().map(|r| r.entity.resources.memory_bytes).sum(),
+            cpu: node.sample.cpu,
+            memory_used_bytes: node.sample.memory_used_bytes,
+            gpus: known.map_or_else(Vec::new, gpus),
+            gpus_absent: known.and_then(|capacity| capacity.gpus_absent.clone()),
+            replicas: u32::try_from(here().count()).unwrap_or(u32::MAX),
+            gateway: address.cloned(),
+        }
+    }
+
+    fn replica_info(&self, replica: &Replica) -> ReplicaInfo {
+        let (state, reason) = state_word(replica);
+        let sample = replica.seen.as_ref().and_then(|seen| seen.sample.as_ref());
+        ReplicaInfo {
+            id: replica.id.clone(),
+            endpoint: replica.endpoint.clone(),
+            entity: replica.set.entity.clone(),
+            node: replica.node.clone(),
+            state,
+            reason,
+            since_s: age(since(replica, self.now), self.now),
+            in_flight: replica.probed.in_flight,
+            cpu_cores: sample.and_then(|sample| sample.cpu_cores),
+            memory_bytes: sample.and_then(|sample| sample.memory_bytes),
+            memory_limit_bytes: sample.and_then(|sample| sample.memory_limit_bytes),
+            ended: false,
+        }
+    }
+
+    fn ended_info(&self, entry: &Entry, ended: &Ended) -> ReplicaInfo {
+        let phase = if ended.failed {
+            ReplicaPhase::Failed
+        } else {
+            ReplicaPhase::Stopped
+        };
+        ReplicaInfo {
+            id: ended.id.clone(),
+            endpoint: entry.record.name.clone(),
+            entity: ended.entity.clone(),
+            node: ended.node.clone(),
+            state: phase.as_str().into(),
+            reason: ended.why.clone(),
+            since_s: age(ended.at, self.now),
+            in_flight: 0,
+            cpu_cores: None,
+            memory_bytes: None,
+            memory_limit_bytes: None,
+            ended: true,
+        }
+    }
+}
+
+/// A replica's state in a word, and why it is in it.
+pub(crate) fn state_word(replica: &Replica) -> (String, String) {
+    let (phase, said) = match &replica.seen {
+        Some(seen) => (seen.phase.as_str(), seen.reason.clone()),
+        None => ("waiting", String::new()),
+    };
+    let (word, reason) = match &replica.stage {
+        Stage::Expected => (phase, said),
+        Stage::Starting if phase == ReplicaPhase::Running.as_str() && said.is_empty() => {
+            let detail = match replica.probed.detail.as_str() {
+                "" => "no probe has succeeded yet".to_owned(),
+                detail => format!("no probe has succeeded yet: {detail}"),
+            };
+            (phase, detail)
+        }
+        Stage::Starting => (phase, said),
+        Stage::Ready { .. } => ("ready", String::new()),
+        Stage::Unready { why, .. } => (phase, why.clone()),
+        Stage::Draining(drain) => ("draining", drain.why.clone()),
+        Stage::Stopping { why, .. } => (ReplicaPhase::Stopping.as_str(), why.clone()),
+        Stage::Lost { .. } => (
+            ReplicaPhase::Unknown.as_str(),
+            "its node is lost".to_owned(),
+        ),
+    };
+    (word.to_owned(), reason)
+}
+
+fn since(replica: &Replica, now: MonoTime) -> MonoTime {
+    match &replica.stage {
+        Stage::Expected | Stage::Starting => (replica.seen.as_ref())
+            .map(|seen| seen.entered)
+            .or(replica.placed_at)
+            .unwrap_or(now),
+        Stage::Ready { since }
+        | Stage::Unready { since, .. }
+        | Stage::Stopping { since, .. }
+        | Stage::Lost { since } => *since,
+        Stage::Draining(drain) => drain.since,
+    }
+}
+
+fn age(at: MonoTime, now: MonoTime) -> f64 {
+    now.saturating_since(at).as_secs_f64()
+}

@@ -1,0 +1,244 @@
+//! What facts do to a replica: the arrows of the drawing in `replica`. Pure: facts and the time in,
+//! changes out.
+
+use std::time::Duration;
+
+use shared::report::{Health, ReplicaPhase};
+use shared::units::{Bytes, MonoTime};
+
+use crate::node::Contact;
+use crate::replica::{Change, Facts, HEALTH_GRACE, Replica, Seen, Stage, UNREADY_LIMIT};
+
+impl Replica {
+    /// The next change that the facts call for; asked again until there is none.
+    pub(crate) fn advance(&mut self, facts: &Facts, now: MonoTime) -> Option<Change> {
+        if facts.revoked {
+            return Some(Change::Gone {
+                why: "its node was revoked".into(),
+            });
+        }
+        match &self.stage {
+            Stage::Expected => self.advance_expected(facts, now),
+            Stage::Starting => self.advance_starting(facts, now),
+            Stage::Ready { .. } | Stage::Unready { .. } => self.advance_serving(facts, now),
+            Stage::Draining(_) => self.advance_draining(facts, now),
+            Stage::Stopping { since, why } => {
+                let reported_since = facts.agent == Contact::Fresh && facts.agent_heard > *since;
+                let gone = facts.agent == Contact::Silent || (reported_since && !self.exists());
+                gone.then(|| Change::Gone { why: why.clone() })
+            }
+            Stage::Lost { .. } => self.advance_lost(facts),
+        }
+    }
+
+    fn advance_expected(&mut self, facts: &Facts, now: MonoTime) -> Option<Change> {
+        match facts.agent {
+            Contact::Awaited => return None,
+            Contact::Silent => return Some(self.lose(now)),
+            Contact::Fresh => {}
+        }
+        if let Some(failed) = self.failed_by_agent() {
+            return Some(failed);
+        }
+        if self.running() && self.was_ready {
+            // Its own gateway may simply not have reconnected yet.
+            if facts.gateway == Contact::Awaited {
+                return None;
+            }
+            self.stage = Stage::Ready { since: now };
+        } else {
+            self.stage = Stage::Starting;
+        }
+        Some(Change::Found)
+    }
+
+    fn advance_starting(&mut self, facts: &Facts, now: MonoTime) -> Option<Change> {
+        if facts.agent == Contact::Silent {
+            return Some(self.lose(now));
+        }
+        if let Some(failed) = self.failed_by_agent() {
+            return Some(failed);
+        }
+        if !self.running() {
+            return None;
+        }
+        let Err(why) = self.healthy(facts, now) else {
+            let startup = self
+                .placed_at
+                .filter(|_| !self.was_ready)
+                .map(|placed| now.saturating_since(placed));
+            self.was_ready = true;
+            self.stage = Stage::Ready { since: now };
+            return Some(Change::Ready { startup });
+        };
+        let deadline = u64::from(self.template.health.start_deadline_seconds);
+        let running_for = self
+            .seen
+            .as_ref()
+            .map(|seen| now.saturating_since(seen.entered));
+        if running_for.is_some_and(|it| it > Duration::from_secs(deadline)) {
+            return Some(self.replace(
+                format!("not healthy within {deadline} s of its start: {why}"),
+                now,
+            ));
+        }
+        None
+    }
+
+    fn advance_serving(&mut self, facts: &Facts, now: MonoTime) -> Option<Change> {
+        if facts.agent == Contact::Silent {
+            return Some(self.lose(now));
+        }
+        if let Some(failed) = self.failed_by_agent() {
+            return Some(failed);
+        }
+        let ready = if self.running() {
+            self.healthy(facts, now)
+        } else {
+            let phase = self.seen.as_ref().map_or("absent", |s| s.phase.as_str());
+            Err(format!("its agent says it is {phase}"))
+        };
+        match (&self.stage, ready) {
+            (Stage::Unready { .. }, Ok(())) => {
+                self.stage = Stage::Ready { since: now };
+                Some(Change::Ready { startup: None })
+            }
+            (Stage::Unready { since, .. }, Err(why)) => {
+                let limit = UNREADY_LIMIT.as_secs();
+                (now.saturating_since(*since) > UNREADY_LIMIT)
+                    .then(|| self.replace(format!("not ready for {limit} s: {why}"), now))
+            }
+            (_, Ok(())) => None,
+            (_, Err(why)) => {
+                self.stage = Stage::Unready {
+                    since: now,
+                    why: why.clone(),
+                };
+                Some(Change::Unready { why })
+            }
+        }
+    }
+
+    fn advance_draining(&mut self, facts: &Facts, now: MonoTime) -> Option<Change> {
+        let Stage::Draining(drain) = &self.stage else {
+            return None;
+        };
+        let why = drain.why.clone();
+        let ended =
+            |seen: &Seen| matches!(seen.phase, ReplicaPhase::Failed | ReplicaPhase::Stopped);
+        if facts.agent == Contact::Silent || self.seen.as_ref().is_some_and(ended) {
+            return Some(Change::Gone { why });
+        }
+        let empty = self.probed.in_flight == 0
+            && drain
+                .acked_at_report
+                .is_some_and(|then| facts.gateway_reports > then);
+        let late = now.saturating_since(drain.since) > facts.drain_deadline;
+        if !empty && !late {
+            return None;
+        }
+        self.stage = Stage::Stopping { since: now, why };
+        Some(Change::Drained { late: !empty })
+    }
+
+    fn advance_lost(&mut self, facts: &Facts) -> Option<Change> {
+        if facts.agent != Contact::Fresh {
+            return None;
+        }
+        if !self.exists() {
+            return Some(Change::Gone {
+                why: "its lost node came back without it".into(),
+            });
+        }
+        self.stage = Stage::Starting;
+        Some(Change::Returned)
+    }
+
+    fn lose(&mut self, now: MonoTime) -> Change {
+        self.stage = Stage::Lost { since: now };
+        // What was said before says nothing about what will be there when the node is back.
+        self.seen = None;
+        Change::Lost
+    }
+
+    fn replace(&mut self, why: String, now: MonoTime) -> Change {
+        self.stage = Stage::Stopping {
+            since: now,
+            why: why.clone(),
+        };
+        Change::Failed { why, gone: false }
+    }
+
+    /// Whether its agent has it, in whatever phase that is not an end.
+    fn exists(&self) -> bool {
+        self.seen
+            .as_ref()
+            .is_some_and(|seen| !matches!(seen.phase, ReplicaPhase::Stopped | ReplicaPhase::Failed))
+    }
+
+    /// A call that timed out says nothing of a container: its probes go on telling.
+    fn running(&self) -> bool {
+        self.seen
+            .as_ref()
+            .is_some_and(|seen| matches!(seen.phase, ReplicaPhase::Running | ReplicaPhase::Unknown))
+    }
+
+    fn failed_by_agent(&self) -> Option<Change> {
+        let seen = self.seen.as_ref()?;
+        (seen.phase == ReplicaPhase::Failed).then(|| Change::Failed {
+            why: failure(seen, self.entity.resources.memory_bytes),
+            gone: true,
+        })
+    }
+
+    /// What its gateway thinks of it; `Err` says why it is not believed healthy.
+    fn healthy(&self, facts: &Facts, now: MonoTime) -> Result<(), String> {
+        if facts.gateway == Contact::Silent {
+            return Err("its node's gateway is silent".into());
+        }
+        let detail = |text: &str| match self.probed.detail.as_str() {
+            "" => text.to_owned(),
+            detail => format!("{text}: {detail}"),
+        };
+        match self.probed.health {
+            Some(Health::Healthy) => Ok(()),
+            Some(Health::Unhealthy) => Err(detail("its probes fail")),
+            Some(Health::Starting) | None => {
+                let believed = matches!(self.stage, Stage::Ready { .. })
+                    && now.saturating_since(self.probed.since) <= HEALTH_GRACE;
+                if believed {
+                    Ok(())
+                } else if self.probed.health.is_none() {
+                    Err("its node's gateway has not found it".into())
+                } else {
+                    Err(detail("no probe has succeeded yet"))
+                }
+            }
+        }
+    }
+}
+
+/// Why a replica failed, for people.
+fn failure(seen: &Seen, memory_bytes: u64) -> String {
+    let what = match &seen.exit {
+        Some(exit) if exit.out_of_memory => format!(
+            "killed for memory: limit {}; raise memory_bytes",
+            Bytes(memory_bytes)
+        ),
+        Some(exit) if exit.code > 128 => {
+            format!(
+                "ended by signal {} (exit code {})",
+                exit.code - 128,
+                exit.code
+            )
+        }
+        Some(exit) => format!("exited with code {}", exit.code),
+        None => String::new(),
+    };
+    match (what.is_empty(), seen.reason.is_empty()) {
+        (true, true) => "failed without a reason".into(),
+        (true, false) => seen.reason.clone(),
+        (false, true) => what,
+        (false, false) => format!("{what}: {}", seen.reason),
+    }
+}

@@ -1,0 +1,114 @@
+//! What the core knows of one node: what its agent and its gateway last said, and when.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use shared::ids::{ImageRef, ReplicaId, Revision, ServedEntityId};
+use shared::manifest::ManifestId;
+use shared::report::{NodeCapacity, NodeSample};
+use shared::units::{Concurrency, MonoTime};
+
+#[derive(Clone, Debug)]
+pub(crate) struct Node {
+    /// Whether its agent's session is up.
+    pub agent_up: bool,
+    /// Its record says that it has an agent.
+    pub expected: bool,
+    /// When its agent last said something, or since when it was waited for.
+    pub heard: MonoTime,
+    /// Whether the agent has reported since the scheduler's start.
+    pub reported: bool,
+    /// Silent past its lease: its replicas are replaced elsewhere.
+    pub lost: bool,
+    pub revoked: bool,
+    /// Of the last report.
+    pub capacity: NodeCapacity,
+    pub sample: NodeSample,
+    pub images: BTreeSet<ImageRef>,
+    pub models: BTreeSet<ManifestId>,
+    /// Replicas placed on it, whatever their stage: what takes its room.
+    pub replicas: BTreeSet<ReplicaId>,
+    pub gateway: Gateway,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Gateway {
+    pub up: bool,
+    pub heard: MonoTime,
+    /// Reports since the scheduler's start.
+    pub reports: u64,
+    /// The routes of this epoch that it works by.
+    pub acked: Option<Revision>,
+    pub peer_address: String,
+    pub client_address: String,
+    /// Active plus queued requests of its last report; an entity that is absent had none.
+    pub demand: BTreeMap<ServedEntityId, Concurrency>,
+}
+
+/// Whether something can be believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Contact {
+    /// Nothing said since the scheduler's start, and the lease still runs.
+    Awaited,
+    Fresh,
+    /// Silent for longer than the lease.
+    Silent,
+}
+
+impl Node {
+    pub(crate) fn new(now: MonoTime) -> Self {
+        Self {
+            agent_up: false,
+            expected: false,
+            heard: now,
+            reported: false,
+            lost: false,
+            revoked: false,
+            capacity: NodeCapacity::default(),
+            sample: NodeSample::default(),
+            images: BTreeSet::new(),
+            models: BTreeSet::new(),
+            replicas: BTreeSet::new(),
+            gateway: Gateway {
+                up: false,
+                heard: now,
+                reports: 0,
+                acked: None,
+                peer_address: String::new(),
+                client_address: String::new(),
+                demand: BTreeMap::new(),
+            },
+        }
+    }
+
+    /// Whether replicas could ever run on it: a machine with a gateway alone takes none, and says so
+    /// nowhere.
+    pub(crate) fn takes_part(&self) -> bool {
+        self.agent_up || self.reported || !self.replicas.is_empty() || self.expected
+    }
+
+    /// GPUs with at least this much memory.
+    pub(crate) fn gpus_of(&self, memory_bytes: u64) -> u32 {
+        let fitting = self.capacity.gpus.iter();
+        let fitting = fitting.filter(|gpu| gpu.memory_bytes >= memory_bytes);
+        u32::try_from(fitting.count()).unwrap_or(u32::MAX)
+    }
+
+    pub(crate) fn agent_contact(&self, lease: Duration, now: MonoTime) -> Contact {
+        contact(self.reported, self.heard, lease, now)
+    }
+
+    pub(crate) fn gateway_contact(&self, lease: Duration, now: MonoTime) -> Contact {
+        contact(self.gateway.reports > 0, self.gateway.heard, lease, now)
+    }
+}
+
+fn contact(reported: bool, heard: MonoTime, lease: Duration, now: MonoTime) -> Contact {
+    if now.saturating_since(heard) > lease {
+        Contact::Silent
+    } else if reported {
+        Contact::Fresh
+    } else {
+        Contact::Awaited
+    }
+}

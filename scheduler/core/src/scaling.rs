@@ -1,0 +1,101 @@
+//! Feeds the horizontal axis: demand each second, a decision each five.
+
+use std::time::Duration;
+
+use apa::window::{LONG, SHORT};
+use apa::{Observation, horizontal};
+use shared::ids::{EntityName, ServedEntityId};
+use shared::units::{Concurrency, MonoTime};
+
+use crate::core::{Core, Pass};
+use crate::endpoint::Entry;
+use crate::event::Note;
+use crate::set::policy;
+
+/// DESIGN: the horizontal axis decides every 5 s.
+pub(crate) const DECISION_PERIOD: Duration = Duration::from_secs(5);
+
+impl Core {
+    /// One sample of each entity's demand: the sum over all gateways that can be believed. A gateway
+    /// that missed a report counts as before until its lease passes; with none there is no sample.
+    pub(crate) fn sample_demand(&mut self, now: MonoTime) {
+        let lease = self.settings.lease;
+        let believed: Vec<_> = self
+            .nodes
+            .values()
+            .filter(|node| node.gateway_contact(lease, now) == crate::node::Contact::Fresh)
+            .map(|node| &node.gateway)
+            .collect();
+        if believed.is_empty() {
+            return;
+        }
+        for entry in self.endpoints.values_mut() {
+            let Some(config) = &entry.record.active else {
+                continue;
+            };
+            for entity in &config.entities {
+                let id = ServedEntityId {
+                    endpoint: entry.record.name.clone(),
+                    entity: entity.name.clone(),
+                };
+                let demand = believed
+                    .iter()
+                    .filter_map(|gateway| gateway.demand.get(&id))
+                    .fold(Concurrency::ZERO, |sum, load| sum + *load);
+                let window = entry.demand.entry(id.entity).or_default();
+                window.record(demand, now);
+            }
+        }
+    }
+
+    pub(crate) fn decide_sizes(&mut self, pass: &mut Pass<'_>) {
+        if pass.now < self.next_decision {
+            return;
+        }
+        self.next_decision = pass.now + DECISION_PERIOD;
+        for entry in self.endpoints.values() {
+            let Some(config) = &entry.record.active else {
+                continue;
+            };
+            for entity in &config.entities {
+                let set = entry.active_set(&entity.name);
+                let Some(set) = set.and_then(|id| self.sets.get_mut(&id)) else {
+                    continue;
+                };
+                let policy = policy(entity, &self.settings);
+                let observation = observation(entry, &entity.name, set.startup.get(), pass.now);
+                let before = set.axis.desired();
+                let (decision, axis) =
+                    horizontal::horizontal(&policy, set.axis.clone(), observation, pass.now);
+                set.axis = axis;
+                set.decision = Some((decision, pass.now));
+                if decision.desired_replicas != before {
+                    let text = format!(
+                        "{}/{} goes from {before} to {} replicas ({})",
+                        entry.record.name,
+                        entity.name,
+                        decision.desired_replicas,
+                        decision.bound_by.as_str()
+                    );
+                    let note = Note::info(text).endpoint(&entry.record.name);
+                    pass.effects.notes.push(note);
+                }
+            }
+        }
+    }
+}
+
+/// What is known of an entity's demand now.
+pub(crate) fn observation(
+    entry: &Entry,
+    entity: &EntityName,
+    startup: Option<Duration>,
+    now: MonoTime,
+) -> Observation {
+    let window = entry.demand.get(entity);
+    Observation {
+        demand_long: window.and_then(|window| window.mean(LONG, now)),
+        demand_short: window.and_then(|window| window.mean(SHORT, now)),
+        startup,
+    }
+}

@@ -1,0 +1,157 @@
+//! Replica sets: the replicas of one build of a served entity, and how many of them there should be.
+//!
+//! A build is what makes a container (model, runtime, resources, environment). Served entities of
+//! two config versions that agree in it share a set, so an update that only moves traffic or bounds
+//! starts nothing. A set is named by the config version that first asked for it, its generation.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use apa::{Decision, HorizontalPolicy, StartupTime, State};
+use shared::ids::{EndpointId, EndpointName, EntityName, NodeName, ReplicaId};
+use shared::spec::ServedEntity;
+use shared::units::MonoTime;
+
+use crate::settings::Settings;
+
+/// The pause before a failed replica is replaced doubles from the first to the longest.
+const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
+/// A replica that has been ready this long proves that its set works: failures start from one again.
+pub(crate) const PROVEN_AFTER: Duration = Duration::from_secs(60);
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct SetId {
+    pub endpoint: EndpointId,
+    pub entity: EntityName,
+    pub generation: u32,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct ReplicaSet {
+    pub endpoint: EndpointName,
+    /// As the active config has it.
+    pub active: Option<Arc<ServedEntity>>,
+    /// As the config that is being rolled out has it.
+    pub pending: Option<Arc<ServedEntity>>,
+    /// Replicas that the roll-out waits for.
+    pub needed: u32,
+    pub axis: State,
+    pub decision: Option<(Decision, MonoTime)>,
+    pub startup: StartupTime,
+    pub backoff: Backoff,
+    /// Failures since the roll-out began.
+    pub rollout_failures: u32,
+    /// A request woke it from zero, and no replica is ready yet.
+    pub waking: bool,
+    /// Why the next replica cannot be placed.
+    pub blocked: Option<String>,
+    pub members: BTreeSet<ReplicaId>,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Backoff {
+    pub failures: u32,
+    pub retry_at: Option<MonoTime>,
+    /// Why the last replica failed, and where.
+    pub last: Option<(NodeName, String)>,
+}
+
+impl ReplicaSet {
+    pub(crate) fn new(endpoint: EndpointName, desired: u32, now: MonoTime) -> Self {
+        Self {
+            endpoint,
+            active: None,
+            pending: None,
+            needed: 0,
+            axis: State::new(desired, now),
+            decision: None,
+            startup: StartupTime::default(),
+            backoff: Backoff::default(),
+            rollout_failures: 0,
+            waking: false,
+            blocked: None,
+            members: BTreeSet::new(),
+        }
+    }
+
+    /// The entity that its next replica is made for.
+    pub(crate) fn entity(&self) -> Option<&Arc<ServedEntity>> {
+        self.active.as_ref().or(self.pending.as_ref())
+    }
+
+    /// How many replicas there should be: what the axis decided, or what a roll-out waits for.
+    pub(crate) fn desired(&self, settings: &Settings) -> u32 {
+        let active = self.active.as_ref().map_or(0, |entity| {
+            let policy = policy(entity, settings);
+            let (floor, max) = (policy.floor(), policy.max_replicas);
+            self.axis.desired().clamp(floor, max.max(floor))
+        });
+        let pending = self.pending.as_ref().map_or(0, |_| self.needed);
+        active.max(pending)
+    }
+}
+
+impl Backoff {
+    pub(crate) fn failed(&mut self, node: &NodeName, why: &str, now: MonoTime) {
+        self.failures = self.failures.saturating_add(1);
+        let doublings = (self.failures - 1).min(6);
+        let pause = (FIRST_BACKOFF * 2_u32.pow(doublings)).min(LONGEST_BACKOFF);
+        self.retry_at = Some(now + pause);
+        self.last = Some((node.clone(), why.to_owned()));
+    }
+
+    pub(crate) fn waits(&self, now: MonoTime) -> bool {
+        self.retry_at.is_some_and(|retry_at| now < retry_at)
+    }
+
+    pub(crate) fn proven(&mut self) {
+        *self = Self::default();
+    }
+}
+
+/// The bounds of an entity's horizontal axis.
+pub(crate) fn policy(entity: &ServedEntity, settings: &Settings) -> HorizontalPolicy {
+    HorizontalPolicy {
+        min_replicas: entity.scaling.min_replicas,
+        max_replicas: entity.scaling.max_replicas,
+        scale_to_zero: entity.scaling.scale_to_zero,
+        target_concurrency: entity.scaling.target_concurrency,
+        // Validation turned provisioned concurrency into the least number of replicas.
+        provisioned_concurrency: 0,
+        hold_min: settings.hold_min,
+        hold_max: settings.hold_max,
+        idle: settings.scale_to_zero_idle,
+    }
+}
+
+/// Whether two entities of one name make the same container.
+pub(crate) fn same_build(one: &ServedEntity, other: &ServedEntity) -> bool {
+    one.model == other.model
+        && one.model_version == other.model_version
+        && one.manifest == other.manifest
+        && one.runtime == other.runtime
+        && one.resources == other.resources
+        && one.environment == other.environment
+        && one.workload_type == other.workload_type
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pause_after_failures_doubles_up_to_a_minute_and_starts_again_once_proven() {
+        let mut backoff = Backoff::default();
+        let node = NodeName::parse("n1").expect("valid");
+        let mut pauses = Vec::new();
+        for _ in 0..9 {
+            backoff.failed(&node, "broken", MonoTime::ZERO);
+            pauses.push(backoff.retry_at.expect("set").as_millis() / 1000);
+        }
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
+        backoff.proven();
+        assert!(!backoff.waits(MonoTime::ZERO));
+    }
+}

@@ -1,0 +1,122 @@
+//! Images: OCI layouts that were pushed like models, under the reference that runtimes name.
+
+use axum::extract::State;
+use model::oci;
+use scheduler_core::{ApiError, Effects};
+use serde::Deserialize;
+use shared::api::{Deleted, ImageInfo, ImageList, RegisterImage};
+use shared::ids::ImageRef;
+use shared::manifest::{Kind, Manifest};
+use shared::plan::PlannedImage;
+
+use super::Api;
+use super::auth::{Caller, Manage, Query};
+use super::body::{Json, Params};
+use super::error::{Refusal, internal, invalid};
+use super::tokens::recorded;
+use crate::control::Stopping;
+
+const INDEX: &str = "index.json";
+
+pub(super) async fn list(
+    _: Caller<Query>,
+    State(api): State<Api>,
+) -> Result<Json<ImageList>, Refusal> {
+    let images = api.control.read(|core| {
+        let images = core.registry.images();
+        images.map(|record| record.info()).collect()
+    });
+    let images = images.await?;
+    Ok(Json(ImageList { images }))
+}
+
+/// Takes the layout apart here, so that no agent, being root, has to.
+pub(super) async fn register(
+    _: Caller<Manage>,
+    State(api): State<Api>,
+    Json(input): Json<RegisterImage>,
+) -> Result<Json<ImageInfo>, Refusal> {
+    let _kept = api.chunks.keep().await;
+    let manifest = api.chunks.manifest(input.manifest).await?;
+    if manifest.description.kind != Kind::Image {
+        return Err(Refusal(ApiError::invalid(format!(
+            "manifest {} is of a model: register it with `stokehold model push`",
+            input.manifest
+        ))));
+    }
+    let image = take_apart(&api, input, manifest).await?;
+    let registered = api.control.decide(move |core, ctx| {
+        let reference = image.reference.clone();
+        let registered = core.registry.register_image(image, ctx.unix_ms);
+        let (result, effects) = recorded(core, ctx, registered.map(|ops| ((), ops)));
+        let info = result.and_then(|()| {
+            let record = core.registry.image_record(&reference);
+            let record = record.ok_or_else(|| ApiError::internal("the image is not there"))?;
+            Ok(record.info())
+        });
+        (info, effects)
+    });
+    Ok(Json(registered.await??))
+}
+
+/// Reading blobs is asynchronous, taking an image apart is not: that runs on a thread of its own.
+async fn take_apart(
+    api: &Api,
+    input: RegisterImage,
+    manifest: Manifest,
+) -> Result<PlannedImage, Refusal> {
+    let store = api.chunks.store.clone();
+    let index = store.read_file(&manifest, INDEX).await;
+    let index = index.map_err(|e| invalid("manifest", e))?;
+    let runtime = tokio::runtime::Handle::current();
+    let taken_apart = tokio::task::spawn_blocking(move || {
+        let read_blob = |digest: &shared::digest::OciDigest| {
+            let path = PlannedImage::blob_path(digest);
+            runtime
+                .block_on(store.read_file(&manifest, &path))
+                .map_err(std::io::Error::other)
+        };
+        let image = oci::planned_image(input.reference, input.manifest, &read_blob, &index)?;
+        oci::check_complete(&image, &manifest)?;
+        Ok::<_, oci::OciError>(image)
+    });
+    taken_apart
+        .await
+        .map_err(|e| {
+            if e.is_panic() {
+                internal(&e)
+            } else {
+                Stopping.into()
+            }
+        })?
+        .map_err(|e| invalid("manifest", daemon::telemetry::Chain(&e)))
+}
+
+#[derive(Deserialize)]
+pub(super) struct ReferenceParam {
+    reference: Option<ImageRef>,
+}
+
+/// Frees what nothing else needs, as far as it is old enough; the rest follows by itself.
+pub(super) async fn delete(
+    _: Caller<Manage>,
+    State(api): State<Api>,
+    Params(params): Params<ReferenceParam>,
+) -> Result<Json<Deleted>, Refusal> {
+    let reference = params.reference.ok_or_else(|| {
+        ApiError::invalid("query: say which image to delete, such as reference=example:1")
+    })?;
+    let deleted = api.control.decide(move |core, ctx| {
+        let users = core.images_in_use();
+        let in_use = |reference: &ImageRef| users.get(reference).cloned();
+        match core.registry.delete_image(&reference, &in_use) {
+            Ok(ops) => recorded(core, ctx, Ok(((), ops))),
+            Err(error) => (Err(error), Effects::default()),
+        }
+    });
+    deleted.await??;
+    let collected = api.chunks.collect(&api.control).await?;
+    Ok(Json(Deleted {
+        freed_bytes: collected.deleted_bytes,
+    }))
+}

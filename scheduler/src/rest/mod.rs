@@ -1,0 +1,219 @@
+//! The REST API: `/api/2.0/serving-endpoints` in the shapes that Databricks' clients use, and
+//! `/api/stokehold/v1` for what is ours alone.
+//!
+//! What always holds: every answer is JSON (or a stream of JSON lines) and carries `x-request-id`;
+//! every error is `{"error_code", "message"}` and says what is wrong and how to mend it; a handler's
+//! signature names the role that it needs ([`auth::Caller`]); no token is ever logged.
+
+mod auth;
+mod body;
+mod endpoints;
+mod error;
+mod images;
+mod join;
+mod logs;
+mod models;
+mod nodes;
+mod serving;
+mod tokens;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post, put};
+use daemon::ca::CertificateAuthority;
+use scheduler_core::ApiError;
+use serde_json::json;
+use shared::api;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use crate::chunks::Chunks;
+use crate::control::{Clock, Handle};
+use auth::{Caller, Query};
+use body::Json;
+use error::Refusal;
+
+pub(crate) use tokens::fresh_secret;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// What handlers need. Cheap to clone.
+#[derive(Clone)]
+pub struct Api(Arc<Parts>);
+
+pub struct Parts {
+    pub control: Handle,
+    pub chunks: Chunks,
+    pub ca: CertificateAuthority,
+    /// `host:port` of this API, and of the QUIC listener, as nodes reach them.
+    pub http_addresses: Vec<String>,
+    pub quic_addresses: Vec<String>,
+    pub clock: Clock,
+    /// Chunks being received, each held whole in memory until it is checked.
+    pub uploads: Semaphore,
+    /// Ends streams that would go on for ever.
+    pub cancel: CancellationToken,
+}
+
+impl Api {
+    pub fn new(parts: Parts) -> Self {
+        Self(Arc::new(parts))
+    }
+}
+
+impl std::ops::Deref for Api {
+    type Target = Parts;
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+pub fn router(api: Api) -> Router {
+    Router::new()
+        .merge(databricks())
+        .nest("/api/stokehold/v1", stokehold())
+        .route(
+            "/healthz",
+            get(async || axum::Json(json!({"status": "ok"}))),
+        )
+        .route("/.well-known/databricks-config", get(serving::discovery))
+        .fallback(no_route)
+        .method_not_allowed_fallback(no_method)
+        .layer(middleware::from_fn(with_request_id))
+        .with_state(api)
+}
+
+fn databricks() -> Router<Api> {
+    let endpoints = get(serving::list).post(serving::create);
+    let refused = || axum::routing::any(serving::not_implemented);
+    let base = "/api/2.0/serving-endpoints";
+    let below = |rest: &str| format!("{base}/{{name}}/{rest}");
+    let mut router = Router::new()
+        // One of the clients writes the slash; none follows a redirect.
+        .route(base, endpoints.clone())
+        .route(&format!("{base}/"), endpoints)
+        .route(
+            &format!("{base}/{{name}}"),
+            get(serving::get_one).delete(serving::delete_one),
+        )
+        .route(&below("config"), put(serving::update_config))
+        .route(&below("served-models/{entity}/logs"), get(logs::as_text))
+        .route(&below("served-models/{entity}/build-logs"), refused())
+        .route("/api/2.0/preview/scim/v2/Me", get(serving::me))
+        .route(&format!("{base}/pt"), post(serving::not_implemented))
+        .route(&format!("{base}/pt/{{name}}/config"), refused())
+        .route("/api/2.0/permissions/serving-endpoints/{id}", refused())
+        .route(
+            "/api/2.0/permissions/serving-endpoints/{id}/permissionLevels",
+            refused(),
+        );
+    for unsupported in [
+        "tags",
+        "rate-limits",
+        "ai-gateway",
+        "notifications",
+        "telemetry-config",
+        "metrics",
+        "openapi",
+    ] {
+        router = router.route(&below(unsupported), refused());
+    }
+    router
+}
+
+fn stokehold() -> Router<Api> {
+    Router::new()
+        .route("/join", post(join::join))
+        .route("/version", get(version))
+        .route("/whoami", get(whoami))
+        .route("/endpoints/{name}", get(endpoints::describe))
+        .route("/endpoints/{name}/logs", get(logs::as_lines))
+        .route("/chunks/missing", post(models::missing_chunks))
+        .route("/chunks/{digest}", put(models::put_chunk))
+        .route("/manifests", post(models::put_manifest))
+        .route("/models", get(models::list))
+        .route(
+            "/models/{name}",
+            get(models::versions).delete(models::delete_version),
+        )
+        .route("/models/{name}/versions", post(models::register))
+        .route("/models/{name}/aliases/{alias}", put(models::set_alias))
+        .route(
+            "/images",
+            get(images::list)
+                .post(images::register)
+                .delete(images::delete),
+        )
+        .route("/nodes", get(nodes::list))
+        .route("/nodes/{name}/revoke", post(nodes::revoke))
+        .route(
+            "/node-tokens",
+            get(nodes::list_tokens).post(nodes::create_token),
+        )
+        .route("/node-tokens/{id}", delete(nodes::delete_token))
+        .route("/tokens", get(tokens::list).post(tokens::create))
+        .route("/tokens/{id}", delete(tokens::delete))
+}
+
+async fn version(_: Caller<Query>, State(api): State<Api>) -> Json<api::Version> {
+    Json(api::Version {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        cluster: api.ca.cluster().clone(),
+        epoch: api.control.epoch().0,
+    })
+}
+
+async fn whoami(caller: Caller<Query>) -> Json<api::WhoAmI> {
+    Json(api::WhoAmI {
+        id: caller.token.id,
+        name: caller.token.name,
+        role: caller.token.role,
+    })
+}
+
+async fn no_route(method: Method, uri: Uri) -> Refusal {
+    Refusal(ApiError::no_route(format!(
+        "there is no {method} {}",
+        uri.path()
+    )))
+}
+
+/// `Allow` is added by the router.
+async fn no_method(method: Method, uri: Uri) -> Response {
+    let error = ApiError::no_route(format!("there is no {method} {}", uri.path()));
+    let mut response = Refusal(error).into_response();
+    *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+    response
+}
+
+/// Takes the caller's request id, or makes one, and gives it back with the answer.
+async fn with_request_id(request: Request, next: Next) -> Response {
+    let id = request_id(request.headers());
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let mut response = next.run(request).await;
+    debug!(%method, path, status = response.status().as_u16(), id = ?id, "answered");
+    response.headers_mut().insert(REQUEST_ID, id);
+    response
+}
+
+fn request_id(headers: &HeaderMap) -> HeaderValue {
+    let given = headers.get(REQUEST_ID).filter(|id| {
+        let text = id.as_bytes();
+        (1..=64).contains(&text.len()) && text.iter().all(u8::is_ascii_graphic)
+    });
+    given.cloned().unwrap_or_else(|| {
+        let text = format!("{:016x}", rand::random::<u64>());
+        HeaderValue::from_str(&text).expect("hexadecimal digits are a header's value")
+    })
+}
+
+/// A stream of JSON, one object a line.
+fn ndjson(body: axum::body::Body) -> Response {
+    ([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response()
+}

@@ -1,0 +1,133 @@
+//! `/api/2.0/serving-endpoints` and the calls that its clients make beside it.
+
+use axum::extract::State;
+use axum::http::HeaderMap;
+use scheduler_core::registry::TokenRecord;
+use scheduler_core::{ApiError, Effects};
+use serde_json::{Value, json};
+use shared::api::serving::{ConfigInput, CreateEndpoint, Detailed, EndpointList};
+use shared::ids::ClusterId;
+use shared::spec::TokenRole;
+
+use super::Api;
+use super::auth::{Caller, Manage, Query};
+use super::body::{Json, Named};
+use super::error::Refusal;
+
+pub(super) async fn list(
+    _: Caller<Query>,
+    State(api): State<Api>,
+) -> Result<Json<EndpointList>, Refusal> {
+    let endpoints = api.control.read(|core| core.list_endpoints()).await?;
+    Ok(Json(EndpointList { endpoints }))
+}
+
+pub(super) async fn create(
+    caller: Caller<Manage>,
+    State(api): State<Api>,
+    Json(input): Json<CreateEndpoint>,
+) -> Result<Json<Detailed>, Refusal> {
+    let creator = caller.token.name.clone();
+    let created = api
+        .control
+        .decide(move |core, ctx| outcome(core.create_endpoint(input, &creator, ctx)))
+        .await??;
+    Ok(Json(seen_by(&caller.token, created)))
+}
+
+pub(super) async fn get_one(
+    caller: Caller<Query>,
+    State(api): State<Api>,
+    Named(name): Named<String>,
+) -> Result<Json<Detailed>, Refusal> {
+    let found = api
+        .control
+        .read(move |core| core.get_endpoint(&name))
+        .await??;
+    Ok(Json(seen_by(&caller.token, found)))
+}
+
+pub(super) async fn update_config(
+    caller: Caller<Manage>,
+    State(api): State<Api>,
+    Named(name): Named<String>,
+    Json(input): Json<ConfigInput>,
+) -> Result<Json<Detailed>, Refusal> {
+    let updated = api
+        .control
+        .decide(move |core, ctx| outcome(core.update_config(&name, input, ctx)))
+        .await??;
+    Ok(Json(seen_by(&caller.token, updated)))
+}
+
+/// The answer must have a JSON body: one of the clients parses it.
+pub(super) async fn delete_one(
+    _: Caller<Manage>,
+    State(api): State<Api>,
+    Named(name): Named<String>,
+) -> Result<Json<Value>, Refusal> {
+    api.control
+        .decide(move |core, ctx| {
+            let deleted = core.delete_endpoint(&name, ctx);
+            outcome(deleted.map(|effects| ((), effects)))
+        })
+        .await??;
+    Ok(Json(json!({})))
+}
+
+/// Asked for without a token before every call of some clients, so it must be cheap.
+pub(super) async fn discovery(State(api): State<Api>) -> Json<Value> {
+    Json(json!({
+        "workspace_id": workspace_id(api.ca.cluster()),
+        "oidc_endpoint": "",
+    }))
+}
+
+/// Who the token stands for, in SCIM's words.
+pub(super) async fn me(caller: Caller<Query>, State(api): State<Api>) -> (HeaderMap, Json<Value>) {
+    let TokenRecord { id, name, .. } = caller.token;
+    let mut headers = HeaderMap::new();
+    let workspace = workspace_id(api.ca.cluster());
+    if let Ok(workspace) = workspace.parse() {
+        headers.insert("x-databricks-org-id", workspace);
+    }
+    let body = json!({
+        "id": id,
+        "userName": name,
+        "displayName": name,
+        "active": true,
+        "emails": [],
+        "groups": [],
+    });
+    (headers, Json(body))
+}
+
+pub(super) async fn not_implemented(_: Caller<Query>, uri: axum::http::Uri) -> Refusal {
+    Refusal(ApiError::not_implemented(format!(
+        "{} is not supported by Stokehold",
+        uri.path()
+    )))
+}
+
+/// Splits a result into what the caller gets and what the fleet does.
+fn outcome<T>(result: Result<(T, Effects), ApiError>) -> (Result<T, ApiError>, Effects) {
+    match result {
+        Ok((value, effects)) => (Ok(value), effects),
+        Err(error) => (Err(error), Effects::default()),
+    }
+}
+
+fn seen_by(token: &TokenRecord, mut endpoint: Detailed) -> Detailed {
+    let level = match token.role {
+        TokenRole::Query => "CAN_QUERY",
+        TokenRole::Manage | TokenRole::Admin => "CAN_MANAGE",
+    };
+    level.clone_into(&mut endpoint.permission_level);
+    endpoint
+}
+
+/// Clients take it for a decimal number.
+fn workspace_id(cluster: &ClusterId) -> String {
+    let bits = u64::from_str_radix(&cluster.as_str()[..15], 16).unwrap_or_default();
+    bits.to_string()
+}

@@ -1,0 +1,11 @@
+//! A real scheduler in this process, on free ports, spoken to as nodes and people do.
+
+mod auth;
+mod cluster;
+mod join;
+mod logs;
+mod models;
+mod node;
+mod restart;
+mod rollout;
+mod sessions;
