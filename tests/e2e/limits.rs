@@ -161,7 +161,7 @@ fn refusals_say_what_where_and_how_to_mend_it() {
     assert_eq!(
         cluster
             .runtime
-            .block_on(request.send())
+            .block_on(async { request.send().await })
             .expect("answer")
             .status(),
         403
@@ -171,7 +171,7 @@ fn refusals_say_what_where_and_how_to_mend_it() {
         let request = cluster.client().get(&create).bearer_auth(&reader);
         (cluster
             .runtime
-            .block_on(request.send())
+            .block_on(async { request.send().await })
             .expect("answer")
             .status()
             == 401)

@@ -6,6 +6,7 @@
 mod harness;
 
 mod faults;
+mod hostile;
 mod limits;
 mod main_job;
 mod members;

@@ -83,7 +83,7 @@ fn wrong_used_and_expired_tokens_and_foreign_authorities_are_refused_in_words() 
 fn a_revoked_node_is_sent_away_and_told_why() {
     let mut cluster = Cluster::start();
     cluster.announce("revoked");
-    let node = SecondNode::join(&mut cluster, "n2", 16_900);
+    let node = SecondNode::join(&mut cluster, "n2");
     let state = |cluster: &Cluster| {
         let nodes = cluster.cli_json(&["node", "list"]);
         let nodes = nodes["nodes"].as_array().cloned().unwrap_or_default();

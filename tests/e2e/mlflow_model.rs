@@ -109,6 +109,7 @@ fn an_mlflow_model_answers_over_https_what_it_answers_when_run_directly() {
         "{}",
         String::from_utf8_lossy(&wrong.body)
     );
-    assert_eq!(wrong.json()["error_code"], "BAD_REQUEST");
+    // The words are MLflow's own, passed through.
+    assert_eq!(wrong.json()["error_code"], "INVALID_PARAMETER_VALUE");
     cluster.finish();
 }

@@ -6,8 +6,6 @@ use serde_json::json;
 
 use crate::harness::{Cluster, Load, SecondNode, eventually};
 
-const SECOND: u16 = 16_800;
-
 fn wait_for_node(cluster: &Cluster, name: &str, state: &str) {
     eventually(&format!("node {name} is {state}"), || {
         let nodes = cluster.cli_json(&["node", "list"]);
@@ -22,7 +20,7 @@ fn wait_for_node(cluster: &Cluster, name: &str, state: &str) {
 #[test]
 fn a_request_that_enters_where_no_replica_is_reaches_one_on_the_other_node() {
     let mut cluster = Cluster::start();
-    let node = SecondNode::join(&mut cluster, "n2", SECOND);
+    let node = SecondNode::join(&mut cluster, "n2");
     wait_for_node(&cluster, "n2", "ready");
     cluster.deploy_probe(
         "lonely",
@@ -88,7 +86,7 @@ fn a_node_that_falls_silent_is_declared_lost_and_its_replicas_are_replaced() {
     ] {
         cluster.announce(text);
     }
-    let mut node = SecondNode::join(&mut cluster, "n2", SECOND + 10);
+    let mut node = SecondNode::join(&mut cluster, "n2");
     wait_for_node(&cluster, "n2", "ready");
     cluster.deploy_probe(
         "spread",

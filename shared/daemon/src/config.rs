@@ -18,12 +18,9 @@ pub enum ConfigError {
     },
     #[error("configuration file {} is over the limit of {MAX_CONFIG_BYTES} bytes", path.display())]
     TooLarge { path: PathBuf },
-    /// The source names line, column and key.
-    #[error("configuration file {} is wrong: {}", path.display(), source.to_string().trim_end())]
-    Parse {
-        path: PathBuf,
-        source: toml::de::Error,
-    },
+    /// The problem names line, column and key.
+    #[error("configuration file {} is wrong: {problem}", path.display())]
+    Parse { path: PathBuf, problem: String },
 }
 
 /// Reads a configuration. A file that does not exist is the default configuration, unless the user
@@ -47,9 +44,9 @@ pub fn load<T: DeserializeOwned + Default>(
         });
     }
     let text = std::fs::read_to_string(path).map_err(read)?;
-    toml::from_str(&text).map_err(|source| ConfigError::Parse {
+    toml::from_str(&text).map_err(|error| ConfigError::Parse {
         path: path.to_owned(),
-        source,
+        problem: error.to_string().trim_end().to_owned(),
     })
 }
 

@@ -167,22 +167,19 @@ async fn post(
     client.build()?.post(url).json(body).send().await
 }
 
-fn is_certificate_error(error: &reqwest::Error) -> bool {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = cause {
-        if let Some(io) = error.downcast_ref::<io::Error>()
-            && let Some(rustls::Error::InvalidCertificate(_)) = io
-                .get_ref()
-                .and_then(|inner| inner.downcast_ref::<rustls::Error>())
-        {
-            return true;
-        }
-        if let Some(rustls::Error::InvalidCertificate(_)) = error.downcast_ref::<rustls::Error>() {
-            return true;
-        }
-        cause = error.source();
+/// Whether a refused certificate is somewhere below. An `io::Error` hides what it wraps from
+/// `source`, hence the detour.
+fn is_certificate_error(error: &(dyn std::error::Error + 'static)) -> bool {
+    if let Some(rustls::Error::InvalidCertificate(_)) = error.downcast_ref() {
+        return true;
     }
-    false
+    let wrapped = error
+        .downcast_ref::<io::Error>()
+        .and_then(io::Error::get_ref);
+    if wrapped.is_some_and(|inner| is_certificate_error(inner)) {
+        return true;
+    }
+    error.source().is_some_and(is_certificate_error)
 }
 
 async fn read_answer(response: reqwest::Response) -> Result<JoinReply, JoinError> {

@@ -10,8 +10,12 @@ use std::time::Duration;
 
 use prost::Message;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{Connection, Endpoint, RecvStream, SendStream, TransportConfig, VarInt};
+use quinn::{
+    Connection, Endpoint, EndpointConfig, RecvStream, SendStream, TransportConfig, VarInt,
+};
+use quinn_proto::HashedConnectionIdGenerator;
 use rustls::pki_types::CertificateDer;
+use sha2::{Digest as _, Sha256};
 use shared::wire::{ALPN, MAX_FRAME_BYTES, StreamReply, StreamRequest, encode_frame};
 
 use crate::identity::{Identity, IdentityError, Subject, subject_of};
@@ -68,7 +72,32 @@ pub fn server_endpoint(listen: SocketAddr, identity: &Identity) -> Result<Endpoi
         .max_incoming(MAX_INCOMING)
         .incoming_buffer_size(64 << 10)
         .incoming_buffer_size_total(4 << 20);
-    Endpoint::server(config, listen).map_err(|source| EndpointError::Bind { listen, source })
+    let bind = |source| EndpointError::Bind { listen, source };
+    let socket = std::net::UdpSocket::bind(listen).map_err(bind)?;
+    let runtime = quinn::default_runtime()
+        .ok_or_else(|| bind(io::Error::other("no async runtime is running")))?;
+    Endpoint::new(restartable(identity), Some(config), socket, runtime).map_err(bind)
+}
+
+/// After a restart a listener must be able to tell its old peers at once that their connections are
+/// gone; otherwise each waits for its idle time-out. That takes a stateless reset key and connection
+/// ids that are the same as before, so both follow from the identity's private key.
+fn restartable(identity: &Identity) -> EndpointConfig {
+    let derived = |purpose: &[u8]| {
+        let mut hash = Sha256::new();
+        hash.update(purpose);
+        hash.update(identity.key.secret_der());
+        <[u8; 32]>::from(hash.finalize())
+    };
+    let reset = derived(b"stokehold quic stateless reset");
+    let ids = derived(b"stokehold quic connection ids");
+    let ids = u64::from_le_bytes(std::array::from_fn(|i| ids[i]));
+    let mut config = EndpointConfig::new(Arc::new(ring::hmac::Key::new(
+        ring::hmac::HMAC_SHA256,
+        &reset,
+    )));
+    config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(ids)));
+    config
 }
 
 /// An endpoint that opens connections as `identity`.

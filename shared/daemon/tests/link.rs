@@ -41,10 +41,13 @@ struct Node {
 
 impl Node {
     fn start(identity: Identity, server: &quinn::Endpoint) -> Self {
-        let address = server.local_addr().expect("bound").to_string();
+        Self::at(identity, server.local_addr().expect("bound"))
+    }
+
+    fn at(identity: Identity, address: std::net::SocketAddr) -> Self {
         let cancel = CancellationToken::new();
         let options = LinkOptions {
-            addresses: vec![address],
+            addresses: vec![address.to_string()],
             identity,
             hello: Arc::new(|| Hello {
                 protocol_min: 1,
@@ -195,4 +198,64 @@ async fn a_refusal_after_the_handshake_reaches_the_node_with_its_reason() {
     quic::close(&connection, close::REVOKED, "node n1 was revoked");
     let reason = node.down().await;
     assert!(reason.contains("node n1 was revoked"), "{reason}");
+}
+
+/// Between a node and whichever scheduler is alive: what the dead one still says is dropped.
+struct Relay {
+    address: std::net::SocketAddr,
+    alive: tokio::sync::watch::Sender<std::net::SocketAddr>,
+}
+
+impl Relay {
+    async fn to(first: std::net::SocketAddr) -> Self {
+        let bind = || tokio::net::UdpSocket::bind("127.0.0.1:0");
+        let (outside, inside) = (bind().await.expect("bound"), bind().await.expect("bound"));
+        let address = outside.local_addr().expect("bound");
+        let (alive, target) = tokio::sync::watch::channel(first);
+        tokio::spawn(async move {
+            let (mut up, mut down) = ([0; 2048], [0; 2048]);
+            let mut node = None;
+            loop {
+                tokio::select! {
+                    Ok((len, from)) = outside.recv_from(&mut up) => {
+                        node = Some(from);
+                        let target = *target.borrow();
+                        inside.send_to(&up[..len], target).await.expect("sent");
+                    }
+                    Ok((len, from)) = inside.recv_from(&mut down) => {
+                        if from == *target.borrow()
+                            && let Some(node) = node
+                        {
+                            outside.send_to(&down[..len], node).await.expect("sent");
+                        }
+                    }
+                }
+            }
+        });
+        Self { address, alive }
+    }
+}
+
+#[tokio::test]
+async fn a_scheduler_that_was_killed_and_is_back_tells_its_nodes_that_their_sessions_are_gone() {
+    let ca = CertificateAuthority::create(&ClusterId::from_bits(1));
+    let scheduler = identity(&ca, Role::Scheduler);
+    let listen = || {
+        let any = "127.0.0.1:0".parse().expect("address");
+        quic::server_endpoint(any, &scheduler).expect("bound")
+    };
+    let first = listen();
+    let relay = Relay::to(first.local_addr().expect("bound")).await;
+    let mut node = Node::at(identity(&ca, Role::Agent), relay.address);
+    let _first_session = welcome(&first, ca.cluster()).await;
+    assert!(matches!(node.next().await, LinkEvent::Up(_)));
+
+    let second = listen();
+    relay
+        .alive
+        .send_replace(second.local_addr().expect("bound"));
+    // Not "timed out": its successor answers the next packet with a reset that the node believes.
+    assert_eq!(node.down().await, "reset by peer");
+    let _session = welcome(&second, ca.cluster()).await;
+    assert!(matches!(node.next().await, LinkEvent::Up(_)));
 }

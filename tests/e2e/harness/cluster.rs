@@ -1,5 +1,6 @@
 //! A cluster of one machine, started by `stokehold up` and taken down by `stokehold down`.
 
+use std::net::{TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -13,7 +14,6 @@ use super::{eventually, traces};
 
 /// Systems start one after the other: two cores carry one at a time.
 static ALONE: Mutex<()> = Mutex::new(());
-static NEXT_PORT: AtomicU16 = AtomicU16::new(17_000);
 
 pub(crate) struct Cluster {
     base: tempfile::TempDir,
@@ -53,7 +53,7 @@ impl Cluster {
             .tempdir()
             .expect("folder");
         let cluster = Self {
-            port_base: NEXT_PORT.fetch_add(20, Ordering::Relaxed),
+            port_base: free_ports(),
             base,
             announced: Vec::new(),
             extra_logs: Vec::new(),
@@ -341,6 +341,22 @@ impl Cluster {
         assert!(cgroups.is_empty(), "cgroups are left: {cgroups:?}");
         assert!(!self.data().exists(), "{data} is left");
     }
+}
+
+/// The first of ten ports that nobody listens on. Other test runs may look at the same time, so each
+/// starts elsewhere.
+pub(crate) fn free_ports() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let start = 14_000 + (std::process::id() % 150) as u16 * 100;
+    (0..200)
+        .map(|_| start + NEXT.fetch_add(10, Ordering::Relaxed) % 16_000)
+        .find(|&base| {
+            (base..base + 10).all(|port| {
+                TcpListener::bind(("127.0.0.1", port)).is_ok()
+                    && UdpSocket::bind(("127.0.0.1", port)).is_ok()
+            })
+        })
+        .expect("ten free ports in a row")
 }
 
 /// Every replica that ever ran: each has a folder of logs.

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::cluster::Cluster;
+use super::cluster::{Cluster, free_ports};
 use super::{PATIENCE, eventually};
 
 pub(crate) struct SecondNode {
@@ -23,7 +23,8 @@ pub(crate) struct SecondNode {
 
 impl SecondNode {
     /// Joins with a fresh token and starts both daemons.
-    pub(crate) fn join(cluster: &mut Cluster, name: &str, ports: u16) -> Self {
+    pub(crate) fn join(cluster: &mut Cluster, name: &str) -> Self {
+        let ports = free_ports();
         let base = cluster.base().join(name);
         let logs = base.join("logs");
         std::fs::create_dir_all(&logs).expect("folder");
