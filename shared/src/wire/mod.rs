@@ -9,12 +9,15 @@
 //! | session (first bidirectional stream) | agent or gateway | [`ClientFrame`]s up, [`ServerFrame`]s down |
 //! | request (any later bidirectional stream) | either side | one [`StreamRequest`], one [`StreamReply`], then raw bytes to the end |
 
+mod agent_report;
+mod gateway_report;
 mod plan;
-mod report;
 mod routes;
+mod samples;
 
+pub use agent_report::AgentReport as AgentReportMessage;
+pub use gateway_report::GatewayReport as GatewayReportMessage;
 pub use plan::Plan as PlanMessage;
-pub use report::{AgentReport as AgentReportMessage, GatewayReport as GatewayReportMessage};
 pub use routes::Routes as RoutesMessage;
 
 use prost::Message;
@@ -117,9 +120,9 @@ pub enum ClientBody {
     #[prost(message, tag = "1")]
     Hello(Hello),
     #[prost(message, tag = "2")]
-    AgentReport(report::AgentReport),
+    AgentReport(agent_report::AgentReport),
     #[prost(message, tag = "3")]
-    GatewayReport(report::GatewayReport),
+    GatewayReport(gateway_report::GatewayReport),
     /// A request waits for a served entity that has no ready replica.
     #[prost(message, tag = "4")]
     Demand(Demand),
