@@ -79,6 +79,11 @@ impl Refusal {
         Self::new(status, code, format!("the request's {error}"))
     }
 
+    pub(crate) fn not_json() -> Self {
+        let message = "the body must be JSON: send `Content-Type: application/json`".to_owned();
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "BAD_REQUEST", message)
+    }
+
     pub(crate) fn busy(message: String) -> Self {
         Self {
             retry_after: Some(1),
@@ -153,6 +158,11 @@ impl AnswerBody {
         };
         stream.end_if_over();
         stream
+    }
+
+    /// The answer to HEAD, which hyper leaves to us on HTTP/2.
+    pub(crate) fn left_out(self) -> Self {
+        AnswerBody::Whole(None)
     }
 
     /// An answer with a length ends at its last byte: nobody asks for the end after it.

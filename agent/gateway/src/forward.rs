@@ -1,9 +1,10 @@
 //! A client's request up to its way to a replica: which endpoint and entity, and its body.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::header::EXPECT;
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response, Version};
 use hyper::body::{Body as _, Incoming};
 use shared::ids::{EndpointName, EntityName};
 use shared::units::MonoTime;
@@ -20,8 +21,9 @@ use crate::metrics::Turned;
 use crate::payload::{BodyError, BodyLimits, Payload, drain, intake};
 use crate::table::Endpoint;
 
-/// Of a body that is refused, this much is read before the answer.
+/// Of a body that is refused, this much is read before the answer, for so long.
 pub(crate) const DRAIN_BYTES: u64 = 64 << 20;
+pub(crate) const DRAIN_TIME: Duration = Duration::from_secs(10);
 
 /// What a request asks for.
 pub(crate) struct Target {
@@ -34,26 +36,30 @@ pub(crate) struct Target {
 pub(crate) async fn serve(
     state: &Arc<State>,
     target: &Target,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
 ) -> Response<AnswerBody> {
     let arrived = Instant::now();
     let (endpoint, index) = match find(state, target) {
         Ok(found) => found,
         Err(refusal) => {
             state.metrics.turned_away(Turned::unknown_endpoint);
-            return refusal.respond();
+            return refuse(state, &refusal, request).await;
         }
     };
+    if !headers::takes_json(request.headers_mut()) {
+        state.metrics.turned_away(Turned::not_json);
+        return refuse(state, &Refusal::not_json(), request).await;
+    }
     let lane = Arc::clone(&endpoint.entities[index].lane);
-    let timeout = std::time::Duration::from_millis(u64::from(endpoint.limits.request_timeout_ms));
+    let timeout = Duration::from_millis(u64::from(endpoint.limits.request_timeout_ms));
     let deadline = state.clock.now() + timeout;
     let (mut head, body) = request.into_parts();
     let limits = BodyLimits {
         max_bytes: endpoint.limits.max_body_bytes,
         idle: state.body_idle,
     };
-    let waits_to_send = head.headers.contains_key(EXPECT);
-    let read = read_body(state, body, limits, waits_to_send, deadline);
+    let waits = waits_to_send(head.version, &head.headers);
+    let read = read_body(state, body, limits, waits, deadline);
     let (payload, memory) = match read.await {
         Ok(read) => read,
         Err(refusal) => {
@@ -73,6 +79,27 @@ pub(crate) async fn serve(
         _memory: memory,
     };
     journey.run().await
+}
+
+/// Refuses a request whose body nobody wants. It is read first: a client that is still sending when its
+/// answer comes and the connection or stream closes sees a reset, and sends everything again.
+pub(crate) async fn refuse(
+    state: &State,
+    refusal: &Refusal,
+    request: Request<Incoming>,
+) -> Response<AnswerBody> {
+    let waits = waits_to_send(request.version(), request.headers());
+    if !waits && !request.body().is_end_stream() {
+        let rest = drain(request.into_body(), DRAIN_BYTES, state.body_idle);
+        // The answer is the same whether the client stopped sending in time or not.
+        let _ = tokio::time::timeout(DRAIN_TIME, rest).await;
+    }
+    refusal.respond()
+}
+
+/// A client that waits for leave to send a body is simply not given it. (On HTTP/2 none waits for it.)
+fn waits_to_send(version: Version, headers: &HeaderMap) -> bool {
+    version < Version::HTTP_2 && headers.contains_key(EXPECT)
 }
 
 /// The endpoint, and which of its entities takes the request.
@@ -123,7 +150,6 @@ async fn read_body(
                 Ok((payload, memory))
             }
             Err((error @ BodyError::TooLarge { .. }, rest)) => {
-                // A client that waits for leave to send is simply not given it.
                 if !waits_to_send || rest.is_end_stream() {
                     drain(rest, DRAIN_BYTES, limits.idle).await;
                 }

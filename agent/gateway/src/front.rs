@@ -14,6 +14,8 @@ use crate::gateway::State;
 use crate::headers;
 use crate::metrics::Turned;
 
+/// A route has at most five; what has more is not split to its end.
+const MAX_SEGMENTS: usize = 8;
 /// Path and query together.
 const MAX_URI_BYTES: usize = 8 << 10;
 
@@ -26,7 +28,11 @@ pub(crate) async fn serve(
     request
         .headers_mut()
         .insert(headers::REQUEST_ID, id.clone());
+    let is_head = request.method() == Method::HEAD;
     let mut response = route(&state, request).await;
+    if is_head {
+        response = response.map(AnswerBody::left_out);
+    }
     response.headers_mut().insert(headers::REQUEST_ID, id);
     response
 }
@@ -64,8 +70,14 @@ enum Route {
 
 impl Route {
     fn of(path: &str) -> Self {
-        let segments: Vec<&str> = path.trim_start_matches('/').split('/').collect();
-        match segments.as_slice() {
+        let path = path.strip_prefix('/').unwrap_or(path);
+        let segments: Vec<&str> = path.splitn(MAX_SEGMENTS, '/').collect();
+        let segments = match segments.as_slice() {
+            // With a slash at the end it is the same route.
+            [route @ .., ""] => route,
+            route => route,
+        };
+        match segments {
             ["healthz"] => Route::Health,
             [".well-known", "databricks-config"] => Route::WellKnown,
             ["api", ..] => Route::Management,
@@ -102,11 +114,11 @@ async fn invoke(
     request: Request<Incoming>,
 ) -> Response<AnswerBody> {
     if request.method() != Method::POST {
-        return Refusal::wrong_method(&Method::POST).respond();
+        return forward::refuse(state, &Refusal::wrong_method(&Method::POST), request).await;
     }
     if let Err(refusal) = authenticate(state, &request) {
         state.metrics.turned_away(Turned::unauthenticated);
-        return refusal.respond();
+        return forward::refuse(state, &refusal, request).await;
     }
     forward::serve(state, target, request).await
 }
@@ -175,6 +187,8 @@ mod tests {
             "/serving-endpoints/iris",
             "/oidc/v1/token",
             "/peer/v1/replicas/x/invoke",
+            "/serving-endpoints/iris/invocations/..",
+            "//serving-endpoints/iris/invocations",
         ] {
             assert!(matches!(Route::of(path), Route::Unknown), "{path}");
         }
@@ -182,6 +196,16 @@ mod tests {
             Route::of("/api/2.0/serving-endpoints/"),
             Route::Management
         ));
+    }
+
+    #[test]
+    fn a_slash_at_the_end_changes_nothing() {
+        for path in [
+            "/serving-endpoints/iris/invocations/",
+            "/serving-endpoints/iris/served-models/iris-2/invocations/",
+        ] {
+            assert!(matches!(Route::of(path), Route::Invoke(_)), "{path}");
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
-use crate::lane::{LaneContext, WaitingCount};
+use crate::lane::{Lane, LaneContext, Waiting};
 use crate::lanes::Lanes;
 use crate::local::Locals;
 use crate::management::Management;
@@ -74,7 +74,7 @@ impl State {
             clock,
             locals: Arc::clone(&locals),
             demand,
-            waiting: WaitingCount::default(),
+            waiting: Waiting::default(),
             hold: options.hold,
         };
         let state = Self {
@@ -106,13 +106,20 @@ impl State {
 
     /// How many requests a replica of this entity accepts at once.
     pub(crate) fn limit_of(&self, id: &ServedEntityId) -> u32 {
-        self.table()
-            .and_then(|table| {
-                let entity = table.endpoint(&id.endpoint)?.entity(&id.entity)?;
-                Some(entity.target_concurrency)
-            })
-            // Another gateway may have newer routes, with an entity that these do not know yet.
-            .unwrap_or(DEFAULT_TARGET_CONCURRENCY)
+        self.limit_and_lane(id).0
+    }
+
+    /// The same, and the way to the entity, if the routes know it: another gateway may have newer
+    /// ones, with an entity that these do not have yet.
+    pub(crate) fn limit_and_lane(&self, id: &ServedEntityId) -> (u32, Option<Arc<Lane>>) {
+        let table = self.table.load();
+        let entity = table
+            .as_ref()
+            .and_then(|table| table.endpoint(&id.endpoint)?.entity(&id.entity));
+        match entity {
+            Some(entity) => (entity.target_concurrency, Some(Arc::clone(&entity.lane))),
+            None => (DEFAULT_TARGET_CONCURRENCY, None),
+        }
     }
 
     /// Takes over new routes, if they are newer.
@@ -133,15 +140,21 @@ impl State {
             }
         }
         let routes = Arc::new(offered);
-        // Lanes first: a request that finds a new entity must find its replicas too. The lanes of
-        // entities that are gone close last: who waits there is routed anew, by the new table.
+        // Lanes first: a request that finds a new entity must find its replicas too. Lanes that are
+        // left behind send away those who wait there last: they are routed anew, by the new table.
         let updated = self.lanes.update(&routes);
         let table = Arc::new(Table::new(Arc::clone(&routes), updated.lanes));
         self.peers.retain(|node| table.gateway_of(node).is_some());
-        self.table.store(Some(table));
+        self.table.store(Some(Arc::clone(&table)));
+        for lane in updated.superseded {
+            lane.supersede();
+        }
         for lane in updated.gone {
             lane.close();
             self.metrics.forget(lane.id());
+            if table.endpoint(&lane.id().endpoint).is_none() {
+                self.metrics.forget_endpoint(&lane.id().endpoint);
+            }
         }
         let revision = i64::try_from(routes.revision.0).unwrap_or(i64::MAX);
         self.metrics.routes_revision.set(revision);

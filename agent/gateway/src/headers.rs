@@ -1,8 +1,9 @@
 //! What headers cross a gateway. Pure.
 
 use http::header::{
-    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderMap, HeaderName,
-    HeaderValue, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    ALT_SVC, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT, HOST,
+    HeaderMap, HeaderName, HeaderValue, SET_COOKIE, STRICT_TRANSPORT_SECURITY, TE, TRAILER,
+    TRANSFER_ENCODING, UPGRADE, WWW_AUTHENTICATE,
 };
 use rand::{Rng, RngExt as _};
 
@@ -34,10 +35,32 @@ pub(crate) fn for_replica(headers: &mut HeaderMap) {
     headers.insert(HOST, REPLICA_HOST);
 }
 
-/// Makes a replica's headers those of the answer to a client or to another gateway.
+/// Makes a replica's headers those of the answer to a client or to another gateway. What speaks for the
+/// whole host, which all endpoints share, is not the replica's to say.
 pub(crate) fn from_replica(headers: &mut HeaderMap) {
     remove_hop_by_hop(headers);
     remove_ours(headers);
+    for name in [
+        ALT_SVC,
+        SET_COOKIE,
+        STRICT_TRANSPORT_SECURITY,
+        WWW_AUTHENTICATE,
+    ] {
+        headers.remove(name);
+    }
+    headers.remove("clear-site-data");
+}
+
+/// Whether the body says that it is JSON. One that says nothing is taken at its best, and says so to
+/// the replica from here on.
+pub(crate) fn takes_json(headers: &mut HeaderMap) -> bool {
+    let Some(value) = headers.get(CONTENT_TYPE) else {
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        return true;
+    };
+    let kind = value.to_str().unwrap_or_default();
+    let kind = kind.split_once(';').map_or(kind, |(kind, _)| kind);
+    kind.trim().eq_ignore_ascii_case("application/json")
 }
 
 /// Makes headers pass the gateway on the way to or from the scheduler.
@@ -154,10 +177,36 @@ mod tests {
         let mut answer = headers(&[
             ("stokehold-full", "1"),
             ("stokehold-load", "0"),
+            ("set-cookie", "a=b"),
+            ("alt-svc", "h3=\":1\""),
             ("server", "x"),
         ]);
         from_replica(&mut answer);
         assert_eq!(answer, headers(&[("server", "x")]));
+    }
+
+    #[test]
+    fn a_body_is_json_whatever_the_case_and_parameters_or_when_nothing_is_said() {
+        for kind in ["application/json", "Application/JSON; charset=utf-8"] {
+            assert!(
+                takes_json(&mut headers(&[("content-type", kind)])),
+                "{kind}"
+            );
+        }
+        for kind in [
+            "text/csv",
+            "",
+            "application/jsonx",
+            "application/x-www-form-urlencoded",
+        ] {
+            assert!(
+                !takes_json(&mut headers(&[("content-type", kind)])),
+                "{kind}"
+            );
+        }
+        let mut silent = HeaderMap::new();
+        assert!(takes_json(&mut silent));
+        assert_eq!(silent[CONTENT_TYPE], "application/json");
     }
 
     #[test]

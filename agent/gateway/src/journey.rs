@@ -19,11 +19,11 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::answer::{AnswerBody, Refusal};
 use crate::attempt::{Answered, Attempt};
-use crate::forward::{DRAIN_BYTES, Target, find};
+use crate::forward::{DRAIN_BYTES, DRAIN_TIME, Target, find};
 use crate::gateway::State;
 use crate::headers;
 use crate::in_flight::{Slot, Ticket, Visit};
-use crate::lane::{Lease, NoLease, Turn};
+use crate::lane::{Ask, Lease, NoLease, Turn};
 use crate::metrics::UpstreamError;
 use crate::payload::{BodyError, Payload};
 use crate::traffic::Outcome;
@@ -54,24 +54,30 @@ impl Journey<'_> {
         let mut held_until = self.ticket.lane().hold_from_now();
         loop {
             let lane = self.ticket.lane();
-            let lease = match lane.lease(turn, held_until, self.deadline).await {
+            let ask = Ask {
+                turn,
+                by_share: self.target.entity.is_none(),
+                held_until,
+                deadline: self.deadline,
+            };
+            let lease = match lane.lease(ask).await {
                 Ok(lease) => lease,
                 Err(NoLease::Gone) => match self.reroute() {
                     Ok(()) => {
-                        turn = Turn::Newcomer;
+                        turn = Turn::Moved;
                         held_until = self.ticket.lane().hold_from_now();
                         continue;
                     }
-                    Err(end) => return self.end(end),
+                    Err(end) => return self.end(end).await,
                 },
                 Err(why) => {
                     let end = self.no_lease(why);
-                    return self.end(end);
+                    return self.end(end).await;
                 }
             };
             match self.visit(lease).await {
                 Visited::Answered(answered, slot, lease) => {
-                    return self.answer(*answered, slot, lease).await;
+                    return self.answer(*answered, slot, lease);
                 }
                 Visited::Full => {
                     turn = Turn::Again;
@@ -81,7 +87,7 @@ impl Journey<'_> {
                     turn = Turn::Again;
                     self.last_failure = Some(reason);
                 }
-                Visited::End(end) => return self.end(end),
+                Visited::End(end) => return self.end(end).await,
             }
         }
     }
@@ -104,12 +110,6 @@ impl Journey<'_> {
             self.payload.failure(),
             matches!(attempt, Attempt::Answered(_)),
         ) {
-            drop((slot, lease));
-            if matches!(error, BodyError::TooLarge { .. }) {
-                let rest = self.payload.drain_rest(DRAIN_BYTES);
-                // The answer is the same whether the client stopped sending in time or not.
-                let _ = tokio::time::timeout_at(at, rest).await;
-            }
             return Visited::End(End {
                 refusal: Refusal::body(error),
                 outcome: Outcome::Refused,
@@ -159,11 +159,13 @@ impl Journey<'_> {
             let Some(local) = state.locals.get(lease.replica()) else {
                 return not_begun("its folder is not on this node".to_owned());
             };
-            let limit = self.limit();
+            // Routes may have changed since the request came.
+            let limit = state.limit_of(self.ticket.lane().id());
             return match local.limiter.admit(limit) {
                 Err(load) => (Attempt::Full { load }, None),
                 Ok(admission) => {
-                    let slot = Slot::new(admission, Some(Arc::clone(self.ticket.lane())));
+                    // The lease, which ends right after it, wakes those who wait.
+                    let slot = Slot::new(admission, None);
                     (
                         local.attempt(&self.headers, &self.payload).await,
                         Some(slot),
@@ -190,18 +192,7 @@ impl Journey<'_> {
         (attempt, None)
     }
 
-    /// What the replica accepts now: routes may have changed since the request came.
-    fn limit(&self) -> u32 {
-        let id = self.ticket.lane().id();
-        self.state.limit_of(id)
-    }
-
-    async fn answer(
-        self,
-        answered: Answered,
-        slot: Option<Slot>,
-        lease: Lease,
-    ) -> Response<AnswerBody> {
+    fn answer(self, answered: Answered, slot: Option<Slot>, lease: Lease) -> Response<AnswerBody> {
         let Answered {
             response,
             give_back,
@@ -209,12 +200,6 @@ impl Journey<'_> {
         } = answered;
         lease.answered(load);
         let (mut head, body) = response.into_parts();
-        if head.status.is_informational() {
-            // Nobody asked it to change the protocol.
-            let message = format!("replica {} answered {}", lease.replica(), head.status);
-            self.ticket.end(Outcome::Failed, Some(lease.held_for()));
-            return Refusal::lost(message).respond();
-        }
         headers::from_replica(&mut head.headers);
         let id = self.ticket.lane().id();
         if let Ok(name) = HeaderValue::from_str(id.entity.as_str()) {
@@ -235,7 +220,7 @@ impl Journey<'_> {
         Response::from_parts(head, AnswerBody::stream(body, Box::new(visit)))
     }
 
-    /// The entity left the routes while the request waited for it: the new routes know where it goes.
+    /// The entity was left behind while the request waited for it: the new routes know where it goes.
     fn reroute(&mut self) -> Result<(), End> {
         let (endpoint, index) = find(self.state, self.target).map_err(|refusal| End {
             refusal,
@@ -270,8 +255,16 @@ impl Journey<'_> {
         End { refusal, outcome }
     }
 
-    fn end(self, end: End) -> Response<AnswerBody> {
+    async fn end(self, end: End) -> Response<AnswerBody> {
         self.ticket.end(end.outcome, None);
+        // Nobody wants the rest of a long body (see `forward::refuse`).
+        if matches!(
+            self.payload.failure(),
+            None | Some(BodyError::TooLarge { .. })
+        ) {
+            let rest = self.payload.drain_rest(DRAIN_BYTES);
+            let _ = tokio::time::timeout(DRAIN_TIME, rest).await;
+        }
         end.refusal.respond()
     }
 }

@@ -9,13 +9,12 @@
 //! while anybody waits.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use shared::ids::{NodeName, ReplicaId, ServedEntityId};
 use shared::report::EntityTraffic;
-use shared::routes::ReplicaRoute;
+use shared::routes::EntityRoute;
 use shared::units::MonoTime;
 use tokio::sync::{mpsc, oneshot};
 
@@ -35,32 +34,27 @@ pub(crate) struct LaneContext {
     /// Entities for which a request waits without a ready replica. `try_send`: the next report says
     /// the same.
     pub(crate) demand: mpsc::Sender<(ServedEntityId, u32)>,
-    /// Requests that wait, over all lanes.
-    pub(crate) waiting: WaitingCount,
+    pub(crate) waiting: Waiting,
     /// How long a request is held for an entity without a replica.
     pub(crate) hold: Duration,
 }
 
-/// How many wait, and a wake-up for the pump when the first does.
+/// The lanes in which anybody waits, and a wake-up for the pump when one is added.
 #[derive(Default)]
-pub(crate) struct WaitingCount {
-    count: AtomicU32,
+pub(crate) struct Waiting {
+    lanes: Mutex<Vec<Arc<Lane>>>,
     pub(crate) some: tokio::sync::Notify,
 }
 
-impl WaitingCount {
-    pub(crate) fn get(&self) -> u32 {
-        self.count.load(Ordering::Acquire)
+impl Waiting {
+    fn add(&self, lane: Arc<Lane>) {
+        self.lanes.lock().push(lane);
+        self.some.notify_one();
     }
 
-    fn add(&self) {
-        if self.count.fetch_add(1, Ordering::AcqRel) == 0 {
-            self.some.notify_one();
-        }
-    }
-
-    fn sub(&self) {
-        self.count.fetch_sub(1, Ordering::AcqRel);
+    /// Those that were added since.
+    pub(crate) fn take(&self) -> Vec<Arc<Lane>> {
+        std::mem::take(&mut self.lanes.lock())
     }
 }
 
@@ -78,8 +72,20 @@ struct State {
     /// Leases out, including those on replicas that have left the routes.
     active: u32,
     demanded: Option<MonoTime>,
-    /// The entity is in the routes.
-    open: bool,
+    standing: Standing,
+    /// It is among those that the pump looks at.
+    listed: bool,
+}
+
+/// What the routes say of the entity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    Open,
+    /// No share of the traffic is its own, and its replicas only drain. Who asks for it by name may
+    /// wait for others.
+    Superseded,
+    /// It left the routes.
+    Closed,
 }
 
 /// Why a request got no lease.
@@ -90,7 +96,7 @@ pub(crate) enum NoLease {
     Deadline,
     /// No replica came, or none could be reached, while it was held.
     NoReplica,
-    /// The entity left the routes: the request must be routed anew.
+    /// The entity was left behind: the request must be routed anew.
     Gone,
 }
 
@@ -100,6 +106,19 @@ pub(crate) enum Turn {
     Newcomer,
     /// It had a lease, and its replica was full or could not be reached.
     Again,
+    /// It waited for another entity, and was let in there.
+    Moved,
+}
+
+/// What a request asks a lane for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ask {
+    pub(crate) turn: Turn,
+    /// It came by the traffic's split, so another entity may serve it as well.
+    pub(crate) by_share: bool,
+    /// After this, only a replica that can be reached is worth waiting for.
+    pub(crate) held_until: MonoTime,
+    pub(crate) deadline: MonoTime,
 }
 
 impl Lane {
@@ -115,7 +134,8 @@ impl Lane {
                 traffic,
                 active: 0,
                 demanded: None,
-                open: true,
+                standing: Standing::Open,
+                listed: false,
             }),
         })
     }
@@ -124,37 +144,45 @@ impl Lane {
         &self.id
     }
 
-    /// Takes over new routes, and hands out what they free.
-    pub(crate) fn update(
-        self: &Arc<Self>,
-        limit: u32,
-        queue_capacity: u32,
-        routes: &[ReplicaRoute],
-    ) {
+    /// Takes over new routes, and hands out what they free. Says whether they leave the entity without
+    /// a share of the traffic and without a replica that takes requests (see [`Lane::supersede`]).
+    pub(crate) fn update(self: &Arc<Self>, route: &EntityRoute, queue_capacity: u32) -> bool {
+        let superseded = route.percent == 0 && route.replicas.iter().all(|r| r.draining);
         {
             let mut state = self.state.lock();
-            state.replicas.update(limit, routes);
+            state
+                .replicas
+                .update(route.target_concurrency, &route.replicas);
             state.queue_capacity = queue_capacity as usize;
-            state.open = true;
+            if !superseded {
+                state.standing = Standing::Open;
+            }
         }
         self.pump();
+        superseded
     }
 
     /// The entity has left the routes: those who wait are sent back to be routed anew.
     pub(crate) fn close(&self) {
-        let waiters = {
-            let mut state = self.state.lock();
-            state.open = false;
-            state.replicas.update(1, &[]);
-            let waiters = state.queue.drain();
-            self.note_queue(&mut state);
-            waiters
-        };
-        for _ in &waiters {
-            self.context.waiting.sub();
+        let mut state = self.state.lock();
+        state.replicas.update(1, &[]);
+        self.send_back(&mut state, Standing::Closed);
+    }
+
+    /// Other entities have taken the traffic over, while this one drains: those who wait need not wait
+    /// for its end.
+    pub(crate) fn supersede(&self) {
+        let mut state = self.state.lock();
+        if state.standing == Standing::Open {
+            self.send_back(&mut state, Standing::Superseded);
         }
+    }
+
+    fn send_back(&self, state: &mut State, standing: Standing) {
+        state.standing = standing;
         // Dropped senders tell the waiters.
-        drop(waiters);
+        drop(state.queue.drain());
+        self.note_queue(state);
     }
 
     pub(crate) fn arrived(&self) {
@@ -181,28 +209,22 @@ impl Lane {
         self.context.clock.now() + self.context.hold
     }
 
-    /// A lease, at once or after waiting. After `held_until`, only a replica that can be reached is
-    /// worth waiting for.
-    pub(crate) async fn lease(
-        self: &Arc<Self>,
-        turn: Turn,
-        held_until: MonoTime,
-        deadline: MonoTime,
-    ) -> Result<Lease, NoLease> {
-        let mut waiter = match self.begin(turn, deadline)? {
+    /// A lease, at once or after waiting.
+    pub(crate) async fn lease(self: &Arc<Self>, ask: Ask) -> Result<Lease, NoLease> {
+        let mut waiter = match self.begin(ask)? {
             Begun::Leased(lease) => return Ok(lease),
             Begun::Waits(waiter) => waiter,
         };
         let clock = self.context.clock;
-        let hold = tokio::time::sleep_until(clock.instant(held_until));
-        let deadline = tokio::time::sleep_until(clock.instant(deadline));
+        let hold = tokio::time::sleep_until(clock.instant(ask.held_until));
+        let deadline = tokio::time::sleep_until(clock.instant(ask.deadline));
         tokio::pin!(hold, deadline);
         let mut held = true;
         loop {
             tokio::select! {
                 biased;
                 granted = &mut waiter.granted => {
-                    return granted.map_err(|_| self.why_sent_back());
+                    return granted.map_err(|_| self.why_sent_back(&ask));
                 }
                 () = &mut deadline => {
                     let reachable = self.state.lock().replicas.any_reachable();
@@ -218,13 +240,15 @@ impl Lane {
         }
     }
 
-    fn begin(self: &Arc<Self>, turn: Turn, deadline: MonoTime) -> Result<Begun, NoLease> {
+    fn begin(self: &Arc<Self>, ask: Ask) -> Result<Begun, NoLease> {
         let now = self.context.clock.now();
         let mut state = self.state.lock();
-        if !state.open {
-            return Err(NoLease::Gone);
+        match state.standing {
+            Standing::Closed => return Err(NoLease::Gone),
+            Standing::Superseded if ask.by_share => return Err(NoLease::Gone),
+            Standing::Superseded | Standing::Open => {}
         }
-        if state.queue.is_empty() || turn == Turn::Again {
+        if state.queue.is_empty() || ask.turn == Turn::Again {
             match self.pick(&mut state, now) {
                 Pick::Replica { id, node } => {
                     return Ok(Begun::Leased(self.grant(&mut state, id, node, now)));
@@ -233,16 +257,22 @@ impl Lane {
             }
         }
         let (grant, granted) = oneshot::channel();
-        let capacity = state.queue_capacity;
-        let place = match turn {
-            Turn::Newcomer => state
+        let capacity = match ask.turn {
+            Turn::Newcomer => state.queue_capacity,
+            // A queue let it in before.
+            Turn::Moved | Turn::Again => usize::MAX,
+        };
+        let place = match ask.turn {
+            Turn::Newcomer | Turn::Moved => state
                 .queue
-                .push_back(grant, deadline, capacity)
+                .push_back(grant, ask.deadline, capacity)
                 .map_err(|_| NoLease::QueueFull)?,
-            Turn::Again => state.queue.push_front(grant, deadline),
+            Turn::Again => state.queue.push_front(grant, ask.deadline),
         };
         self.note_queue(&mut state);
-        self.context.waiting.add();
+        if !std::mem::replace(&mut state.listed, true) {
+            self.context.waiting.add(Arc::clone(self));
+        }
         self.tell_demand(&mut state, now);
         Ok(Begun::Waits(Waiter {
             lane: Arc::clone(self),
@@ -256,15 +286,12 @@ impl Lane {
         let now = self.context.clock.now();
         // Leases whose waiter left; dropped without the lock, since their drop takes it.
         let mut unclaimed = Vec::new();
-        let mut left = 0;
         let mut state = self.state.lock();
         while !state.queue.is_empty() {
             let Pick::Replica { id, node } = self.pick(&mut state, now) else {
                 break;
             };
-            let before = state.queue.len();
             let waiter = state.queue.pop(now);
-            left += before - state.queue.len();
             let lease = self.grant(&mut state, id, node, now);
             match waiter {
                 Some(waiter) => unclaimed.extend(waiter.send(lease).err()),
@@ -273,10 +300,16 @@ impl Lane {
         }
         self.note_queue(&mut state);
         drop(state);
-        for _ in 0..left {
-            self.context.waiting.sub();
-        }
         drop(unclaimed);
+    }
+
+    /// Hands out what has freed, and says whether anybody still waits: if not, the lane lists itself
+    /// when somebody does.
+    pub(crate) fn look(self: &Arc<Self>) -> bool {
+        self.pump();
+        let mut state = self.state.lock();
+        state.listed = !state.queue.is_empty();
+        state.listed
     }
 
     fn pick(&self, state: &mut State, now: MonoTime) -> Pick {
@@ -320,12 +353,13 @@ impl Lane {
         let _ = self.context.demand.try_send((self.id.clone(), queued));
     }
 
-    /// A waiter's sender was dropped: the lane closed, or the deadline was seen by the pump first.
-    fn why_sent_back(&self) -> NoLease {
-        if self.state.lock().open {
-            NoLease::Deadline
-        } else {
+    /// A waiter's sender was dropped: the entity was left behind, or the deadline was seen by the pump
+    /// first.
+    fn why_sent_back(&self, ask: &Ask) -> NoLease {
+        if self.context.clock.now() < ask.deadline {
             NoLease::Gone
+        } else {
+            NoLease::Deadline
         }
     }
 
@@ -333,8 +367,6 @@ impl Lane {
         let mut state = self.state.lock();
         if state.queue.remove(place).is_some() {
             self.note_queue(&mut state);
-            drop(state);
-            self.context.waiting.sub();
         }
     }
 }

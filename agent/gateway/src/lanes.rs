@@ -20,6 +20,8 @@ pub(crate) struct Updated {
     /// By endpoint, then entity, as in the routes.
     pub(crate) lanes: Vec<Vec<Arc<Lane>>>,
     pub(crate) gone: Vec<Arc<Lane>>,
+    /// Known until they are empty, but no share of the traffic is theirs any more.
+    pub(crate) superseded: Vec<Arc<Lane>>,
 }
 
 pub(crate) struct Lanes {
@@ -35,16 +37,14 @@ impl Lanes {
         }
     }
 
-    pub(crate) fn get(&self, id: &ServedEntityId) -> Option<Arc<Lane>> {
-        self.all.read().get(id).cloned()
-    }
-
     /// Gives new routes to the lanes, of which there is one for each entity of `routes`, in their
-    /// order. The caller closes those that are gone, once no new request can find them.
+    /// order. The caller sends away who waits for those that are left behind, once no new request can
+    /// find them.
     pub(crate) fn update(&self, routes: &Routes) -> Updated {
         let mut all = self.all.write();
         let mut kept = HashSet::new();
         let mut lanes = Vec::with_capacity(routes.endpoints.len());
+        let mut superseded = Vec::new();
         for endpoint in &routes.endpoints {
             let entities = endpoint.entities.iter().map(|entity| {
                 let id = ServedEntityId {
@@ -56,14 +56,20 @@ impl Lanes {
                     .entry(id.clone())
                     .or_insert_with(|| Lane::new(id, Arc::clone(&self.context)));
                 let capacity = endpoint.limits.queue_capacity;
-                lane.update(entity.target_concurrency, capacity, &entity.replicas);
+                if lane.update(entity, capacity) {
+                    superseded.push(Arc::clone(lane));
+                }
                 Arc::clone(lane)
             });
             lanes.push(entities.collect());
         }
         let gone = all.extract_if(|id, _| !kept.contains(id));
         let gone = gone.map(|(_, lane)| lane).collect();
-        Updated { lanes, gone }
+        Updated {
+            lanes,
+            gone,
+            superseded,
+        }
     }
 
     pub(crate) fn take_traffic(&self) -> Vec<EntityTraffic> {
@@ -74,24 +80,23 @@ impl Lanes {
         self.all.read().values().cloned().collect()
     }
 
-    /// Looks at the queues while anybody waits, until cancelled.
+    /// Looks at the queues in which anybody waits, until cancelled.
     pub(crate) async fn pump(self: Arc<Self>, cancel: CancellationToken) -> anyhow::Result<()> {
+        let waiting = &self.context.waiting;
+        let mut looked_at: Vec<Arc<Lane>> = Vec::new();
         loop {
-            while self.context.waiting.get() == 0 {
+            looked_at.extend(waiting.take());
+            if looked_at.is_empty() {
                 tokio::select! {
                     () = cancel.cancelled() => return Ok(()),
-                    () = self.context.waiting.some.notified() => {}
+                    () = waiting.some.notified() => {}
                 }
             }
             tokio::select! {
                 () = cancel.cancelled() => return Ok(()),
                 () = tokio::time::sleep(PUMP_INTERVAL) => {}
             }
-            for lane in self.list() {
-                if lane.load().1 > 0 {
-                    lane.pump();
-                }
-            }
+            looked_at.retain(Lane::look);
         }
     }
 }

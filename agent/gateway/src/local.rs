@@ -99,7 +99,8 @@ impl Locals {
             let Ok(path) = spec.invocations_path.parse() else {
                 continue;
             };
-            if known.is_some() {
+            if let Some(known) = known {
+                known.pool.clear();
                 changes.gone.push(id.clone());
             }
             let local = Arc::new(Local {
@@ -108,7 +109,8 @@ impl Locals {
                 // Requests of the former file still count.
                 limiter: known.map(|k| Arc::clone(&k.limiter)).unwrap_or_default(),
                 pool: Pool::new(POOL, self.drivers.clone()),
-                probed: Mutex::new(ProbeState::new()),
+                // It is the same process: what it last answered still holds.
+                probed: Mutex::new(known.map_or_else(ProbeState::new, |known| known.probed())),
                 spec,
             });
             changes.appeared.push(Arc::clone(&local));
@@ -176,7 +178,12 @@ impl Local {
     /// Sends the request. The caller holds an admission.
     pub(crate) async fn attempt(&self, headers: &HeaderMap, payload: &Payload) -> Attempt {
         loop {
-            let (connection, fresh) = match self.pool.take().await {
+            // What can be sent once only is not risked on a connection that may have gone stale.
+            let idle = match payload.is_long() {
+                true => None,
+                false => self.pool.take().await,
+            };
+            let (connection, fresh) = match idle {
                 Some(connection) => (connection, false),
                 None => match self.connect().await {
                     Ok(connection) => (connection, true),
@@ -185,6 +192,10 @@ impl Local {
             };
             let request = request(self.path.clone(), headers.clone(), payload.body(None));
             let reason = match exchange(connection, request).await {
+                Exchanged::Answered { response, .. } if response.status().is_informational() => {
+                    let reason = format!("it answered {}, unasked", response.status());
+                    return Attempt::Lost { reason };
+                }
                 Exchanged::Answered {
                     response,
                     connection,
@@ -209,11 +220,9 @@ impl Local {
                     reason,
                 } => return Attempt::Lost { reason },
             };
-            if !payload.can_be_sent() {
-                return Attempt::Lost { reason };
-            }
-            // An idle connection that had gone stale says nothing about the replica.
-            if fresh {
+            // An idle connection that had gone stale says nothing about the replica. Whoever still has
+            // the body may send it again, also when part of it is gone from here.
+            if fresh || !payload.can_be_sent() {
                 return Attempt::NotBegun { reason };
             }
         }

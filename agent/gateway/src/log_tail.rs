@@ -65,7 +65,7 @@ impl LogTail {
                 break;
             };
             let len = file.metadata()?.len();
-            total += len;
+            total = len.saturating_add(total);
             files.push((file, inode, len));
         }
         let skip = total.saturating_sub(wanted);

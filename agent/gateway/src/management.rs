@@ -14,6 +14,7 @@ use hyper::body::Incoming;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::task::TaskTracker;
@@ -31,8 +32,12 @@ const POOL: PoolLimits = PoolLimits {
     idle_timeout: Duration::from_secs(5),
 };
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// To the answer's head: the scheduler answers from memory, uploads of chunks go to its disk.
+/// From the end of the request to the answer's head, and between two pieces of the request: the
+/// scheduler answers from memory, uploads of chunks go to its disk.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(120);
+/// Requests that pass at once, each with a connection to the scheduler: strangers may send them too,
+/// since it is the scheduler that asks for a token.
+const MAX_PASSING: usize = 1_024;
 /// The scheduler has limits of its own; this only ends what nobody sends any more.
 const BODY_LIMITS: BodyLimits = BodyLimits {
     max_bytes: u64::MAX,
@@ -45,10 +50,12 @@ pub(crate) struct Management {
     /// Index of the address that answered last.
     last_good: AtomicUsize,
     pool: Arc<Pool>,
+    permits: Arc<Semaphore>,
 }
 
 struct Passing {
     give_back: GiveBack,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl InFlight for Passing {
@@ -72,10 +79,15 @@ impl Management {
             addresses,
             last_good: AtomicUsize::new(0),
             pool: Pool::new(POOL, drivers),
+            permits: Arc::new(Semaphore::new(MAX_PASSING)),
         })
     }
 
     pub(crate) async fn pass(&self, request: Request<Incoming>) -> Response<AnswerBody> {
+        let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
+            let message = "too many requests pass through this gateway to the scheduler";
+            return Refusal::busy(message.to_owned()).respond();
+        };
         let (mut head, body) = request.into_parts();
         let path = head.uri.path_and_query().map_or("/", |p| p.as_str());
         let Ok(path) = path.parse::<Uri>() else {
@@ -109,15 +121,15 @@ impl Management {
                 }
             }
         };
-        let (response, connection) = match tokio::time::timeout(HEAD_TIMEOUT, sent).await {
-            Ok(Ok(answered)) => answered,
-            Ok(Err(reason)) => {
+        let (response, connection) = match while_it_moves(&payload, sent).await {
+            Some(Ok(answered)) => answered,
+            Some(Err(reason)) => {
                 let message = format!(
                     "the scheduler cannot be reached ({reason}); endpoints go on serving meanwhile"
                 );
                 return Refusal::unavailable(message).respond();
             }
-            Err(_) => {
+            None => {
                 return Refusal::deadline("the scheduler did not answer in time".to_owned())
                     .respond();
             }
@@ -130,7 +142,13 @@ impl Management {
         };
         Response::from_parts(
             head,
-            AnswerBody::stream(body, Box::new(Passing { give_back })),
+            AnswerBody::stream(
+                body,
+                Box::new(Passing {
+                    give_back,
+                    _permit: permit,
+                }),
+            ),
         )
     }
 
@@ -161,5 +179,22 @@ impl Management {
         TlsConnector::from(Arc::clone(&self.tls))
             .connect(name, stream)
             .await
+    }
+}
+
+/// Waits for `sent` as long as the request's body moves, and then [`HEAD_TIMEOUT`] more: an upload over
+/// a slow line may take its time.
+async fn while_it_moves<T>(payload: &Payload, sent: impl Future<Output = T>) -> Option<T> {
+    tokio::pin!(sent);
+    let mut before = payload.pieces();
+    loop {
+        if let Ok(done) = tokio::time::timeout(HEAD_TIMEOUT, &mut sent).await {
+            return Some(done);
+        }
+        let now = payload.pieces();
+        if now == before {
+            return None;
+        }
+        before = now;
     }
 }

@@ -61,6 +61,7 @@ pub(crate) enum Turned {
     unauthenticated,
     no_route,
     unknown_endpoint,
+    not_json,
     bad_body,
 }
 
@@ -189,6 +190,18 @@ impl Metrics {
         let labels = by_entity(id);
         self.in_flight.remove(&labels);
         self.queue_depth.remove(&labels);
+    }
+
+    /// An endpoint left the routes.
+    pub(crate) fn forget_endpoint(&self, endpoint: &EndpointName) {
+        let endpoint = endpoint.to_string();
+        for outcome in Outcome::ALL {
+            self.requests.remove(&ByOutcome {
+                endpoint: endpoint.clone(),
+                outcome,
+            });
+        }
+        self.seconds.remove(&ByEndpoint { endpoint });
     }
 }
 

@@ -75,6 +75,7 @@ struct StreamState {
     idle: Pin<Box<Sleep>>,
     /// `idle` runs: it measures the client's silence, not how long nobody asked for the body.
     waiting: bool,
+    pieces: u64,
     failure: Option<BodyError>,
 }
 
@@ -163,6 +164,25 @@ impl Payload {
         }
     }
 
+    /// Whether it is, or may be, longer than what an entry gateway keeps to send it again.
+    pub(crate) fn is_long(&self) -> bool {
+        match self {
+            Payload::Whole(_) => false,
+            Payload::Stream(stream) => {
+                let most = stream.size_hint().upper();
+                most.is_none_or(|most| most > WHOLE_BYTES as u64)
+            }
+        }
+    }
+
+    /// How many pieces were taken from it.
+    pub(crate) fn pieces(&self) -> u64 {
+        match self {
+            Payload::Whole(_) => 0,
+            Payload::Stream(stream) => stream.state.lock().pieces,
+        }
+    }
+
     pub(crate) fn is_streamed(&self) -> bool {
         matches!(self, Payload::Stream(_))
     }
@@ -222,6 +242,7 @@ impl Stream {
                 limits,
                 idle: Box::pin(tokio::time::sleep(limits.idle)),
                 waiting: false,
+                pieces: 0,
                 failure: None,
             }),
             touched: AtomicBool::new(false),
@@ -281,6 +302,7 @@ impl StreamState {
                 }
             }
             self.waiting = false;
+            self.pieces += 1;
             return Poll::Ready(Some(Ok(data)));
         };
         self.failure = Some(failure);

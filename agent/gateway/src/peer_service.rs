@@ -79,11 +79,12 @@ async fn invoke(
         endpoint: local.spec.endpoint.clone(),
         entity: local.spec.entity.clone(),
     };
-    let admission = match local.limiter.admit(state.limit_of(&id)) {
+    let (limit, lane) = state.limit_and_lane(&id);
+    let admission = match local.limiter.admit(limit) {
         Ok(admission) => admission,
         Err(load) => return full(replica, load),
     };
-    let slot = Slot::new(admission, state.lanes.get(&id));
+    let slot = Slot::new(admission, lane);
     let (mut head, body) = request.into_parts();
     headers::for_replica(&mut head.headers);
     // The entry gateway has checked the length; here a body only must not stall.

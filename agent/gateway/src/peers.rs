@@ -10,6 +10,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use daemon::http::limit_silence;
 use daemon::identity::{Identity, server_name};
 use daemon::telemetry::Chain;
 use http::header::{EXPECT, HeaderValue};
@@ -40,6 +41,9 @@ const POOL: PoolLimits = PoolLimits {
     idle_timeout: Duration::from_secs(8),
 };
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// After this a node that died without a word is known to be gone: what its replicas cannot have begun
+/// goes elsewhere, long before its deadline.
+const SILENCE: Duration = Duration::from_secs(30);
 /// Of a refusal's few bytes.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -172,6 +176,7 @@ impl Peers {
         let open = async {
             let stream = TcpStream::connect(address).await?;
             stream.set_nodelay(true)?;
+            limit_silence(&stream, SILENCE)?;
             let name = ServerName::try_from(server_name(Role::Gateway, node))
                 .map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
             TlsConnector::from(Arc::clone(&self.tls))

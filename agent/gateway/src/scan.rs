@@ -51,9 +51,27 @@ pub(crate) async fn run(locals: Arc<Locals>, cancel: CancellationToken) -> anyho
         }
         while probes.try_join_next().is_some() {}
         let run_dir = locals.run_dir().to_owned();
-        let (found, failures) = tokio::task::spawn_blocking(move || scan(&run_dir)).await?;
+        let scanned = tokio::task::spawn_blocking(move || scan(&run_dir)).await?;
+        let Found {
+            mut replicas,
+            unread,
+            failures,
+        } = match scanned {
+            Ok(found) => found,
+            Err(failure) => {
+                // Nothing is known anew, so what was known stays.
+                let name = locals.run_dir().display().to_string();
+                complaints = complain(&complaints, vec![(name, failure)]);
+                continue;
+            }
+        };
         complaints = complain(&complaints, failures);
-        let changes = locals.update(found);
+        for id in unread {
+            if let Some(known) = locals.get(&id) {
+                replicas.insert(id, known.spec.clone());
+            }
+        }
+        let changes = locals.update(replicas);
         for id in changes.gone {
             if let Some(handle) = handles.remove(&id) {
                 handle.abort();
@@ -85,26 +103,32 @@ fn complain(
     after
 }
 
-type Found = (BTreeMap<ReplicaId, LocalReplica>, Vec<(String, FileError)>);
+/// What a run folder holds.
+#[derive(Default)]
+pub(crate) struct Found {
+    replicas: BTreeMap<ReplicaId, LocalReplica>,
+    /// Whose files are there and could not be read now (out of file descriptors, say), which tells
+    /// nothing about the replicas.
+    unread: Vec<ReplicaId>,
+    /// By file.
+    failures: Vec<(String, FileError)>,
+}
 
 /// Reads all replica files of a run folder.
-pub(crate) fn scan(run_dir: &Path) -> Found {
-    let mut found = BTreeMap::new();
-    let mut failures = Vec::new();
+pub(crate) fn scan(run_dir: &Path) -> Result<Found, FileError> {
+    let mut found = Found::default();
+    let failed = |source| FileError::Read {
+        name: run_dir.display().to_string(),
+        source,
+    };
     let entries = match std::fs::read_dir(run_dir) {
         Ok(entries) => entries,
         // No agent has run here yet.
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return (found, failures),
-        Err(source) => {
-            let name = run_dir.display().to_string();
-            let failure = FileError::Read {
-                name: name.clone(),
-                source,
-            };
-            return (found, vec![(name, failure)]);
-        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(found),
+        Err(source) => return Err(failed(source)),
     };
-    for entry in entries.flatten() {
+    for entry in entries {
+        let entry = entry.map_err(failed)?;
         let Ok(name) = entry.file_name().into_string() else {
             continue;
         };
@@ -116,14 +140,19 @@ pub(crate) fn scan(run_dir: &Path) -> Found {
         };
         match read(&entry.path(), &name, &id) {
             Ok(Some(replica)) => {
-                found.insert(id, replica);
+                found.replicas.insert(id, replica);
             }
             // Removed since the folder was listed.
             Ok(None) => {}
-            Err(failure) => failures.push((name, failure)),
+            Err(failure) => {
+                if matches!(failure, FileError::Read { .. }) {
+                    found.unread.push(id);
+                }
+                found.failures.push((name, failure));
+            }
         }
     }
-    (found, failures)
+    Ok(found)
 }
 
 fn read(path: &Path, name: &str, id: &ReplicaId) -> Result<Option<LocalReplica>, FileError> {
@@ -264,10 +293,10 @@ mod tests {
         }
 
         fn scan(&self) -> Result<Vec<LocalReplica>, String> {
-            let (found, failures) = scan(self.run_dir.path());
-            match failures.first() {
+            let found = scan(self.run_dir.path()).expect("a folder");
+            match found.failures.first() {
                 Some((_, failure)) => Err(Chain(failure).to_string()),
-                None => Ok(found.into_values().collect()),
+                None => Ok(found.replicas.into_values().collect()),
             }
         }
     }
@@ -317,7 +346,17 @@ mod tests {
 
     #[test]
     fn a_missing_run_folder_holds_no_replicas() {
-        let (found, failures) = scan(Path::new("/nonexistent/run"));
-        assert!(found.is_empty() && failures.is_empty());
+        let found = scan(Path::new("/nonexistent/run")).expect("nothing is fine");
+        assert!(found.replicas.is_empty() && found.failures.is_empty());
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_listed_and_a_file_that_cannot_be_read_say_nothing_of_replicas() {
+        let fixture = Fixture::with(FILE);
+        assert!(scan(&fixture.path()).is_err());
+        std::fs::remove_file(fixture.path()).expect("removed");
+        std::os::unix::fs::symlink("/etc/hostname", fixture.path()).expect("link");
+        let found = scan(fixture.run_dir.path()).expect("a folder");
+        assert_eq!(found.unread, [ReplicaId::from_bits(1)]);
     }
 }

@@ -63,6 +63,15 @@ pub(crate) enum Outcome {
 }
 
 impl Outcome {
+    pub(crate) const ALL: [Self; 6] = [
+        Outcome::Completed,
+        Outcome::Failed,
+        Outcome::TimedOut,
+        Outcome::Rejected,
+        Outcome::Cancelled,
+        Outcome::Refused,
+    ];
+
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Outcome::Completed => "completed",

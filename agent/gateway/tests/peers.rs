@@ -14,6 +14,7 @@ use http_body_util::{BodyExt as _, StreamBody};
 use rustls::pki_types::ServerName;
 use shared::ids::{Role, ServedEntityId};
 use shared::routes::Routes;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 use tokio_rustls::TlsConnector;
 
@@ -249,6 +250,48 @@ async fn a_far_gateway_that_goes_away_between_requests_costs_none() {
         assert_eq!(send(&pair.entry, invoke("{}")).await.status, StatusCode::OK);
     }
     assert!(near.load.served() >= 10);
+}
+
+#[tokio::test]
+async fn a_request_that_the_far_replica_never_read_goes_elsewhere() {
+    let pair = Pair::start().await;
+    // Each connection answers once and says that it stays; it closes when the next request has come,
+    // without reading it. A connection without a first answer to keep closes at once.
+    let listener = support::replica::listen(pair.far.run_dir(), 1, "iris-1");
+    let dead = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let dies = Arc::clone(&dead);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let dead = Arc::clone(&dies);
+            tokio::spawn(async move {
+                if dead.load(Ordering::SeqCst) {
+                    let _ = stream.readable().await;
+                    return;
+                }
+                let mut seen = Vec::new();
+                while !seen.ends_with(b"{}") {
+                    if stream.read_buf(&mut seen).await.unwrap_or(0) == 0 {
+                        return;
+                    }
+                }
+                let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nfar";
+                let _ = stream.write_all(answer).await;
+                let _ = stream.readable().await;
+            });
+        }
+    });
+    pair.found(1).await;
+    pair.apply(&pair.routes(1, 8, &[(1, "far")]));
+    assert_eq!(send(&pair.entry, invoke("{}")).await.text(), "far");
+    dead.store(true, Ordering::SeqCst);
+    let near = Replica::echo(pair.entry.run_dir(), 2, "iris-1");
+    pair.entry.found(2).await;
+    pair.apply(&pair.routes(2, 8, &[(1, "far"), (2, "entry")]));
+    for _ in 0..20 {
+        let reply = send(&pair.entry, invoke("{}")).await;
+        assert_eq!(reply.status, StatusCode::OK, "{}", reply.text());
+    }
+    assert_eq!(near.load.served(), 20);
 }
 
 /// Calls the far gateway's peer listener as `role` of `node`.

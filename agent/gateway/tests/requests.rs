@@ -13,7 +13,9 @@ use http_body_util::{BodyExt as _, Full, StreamBody};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{Notify, mpsc};
 
-use support::client::{ClientBody, invoke, open, post, send, send_h2, send_on, tls, tls_to, whole};
+use support::client::{
+    ClientBody, invoke, open, post, send, send_h2, send_on, send_on_h2, tls, tls_to, whole,
+};
 use support::replica::{Replica, listen, text};
 use support::{Authority, Node, NodeOptions, TOKEN, entity, eventually, replica_id, routes};
 
@@ -625,5 +627,165 @@ async fn a_request_that_stops_half_way_through_its_body_is_the_clients_fault() {
     assert_eq!(
         send(&node, post(INVOKE, whole_again)).await.status,
         StatusCode::OK
+    );
+}
+
+#[tokio::test]
+async fn a_request_that_waits_for_an_entity_that_only_drains_does_not_wait_for_its_end() {
+    let node = Node::start(&Authority::new(), "n1").await;
+    let old = Replica::endless(node.run_dir(), 1, "iris-1");
+    let new = Replica::echo(node.run_dir(), 2, "iris-2");
+    let mut table = routes(1, vec![entity("iris-1", 100, 1, &[(1, "n1")])], vec![]);
+    node.apply(&table);
+    let works = tokio::spawn(send_on(tls(&node, b"http/1.1").await, invoke("{}")));
+    eventually("the old one works", || old.load.active() == 1).await;
+    let rollout = async {
+        let waiting = || node.gateway.report().traffic[0].queued;
+        eventually("all three wait", || waiting() > 2.5).await;
+        // The new entity's queue is shorter than what waits: that was let in before.
+        table = routes(
+            2,
+            vec![
+                entity("iris-1", 0, 1, &[(1, "n1")]),
+                entity("iris-2", 100, 1, &[(2, "n1")]),
+            ],
+            vec![],
+        );
+        table.endpoints[0].entities[0].replicas[0].draining = true;
+        table.endpoints[0].limits.queue_capacity = 0;
+        node.apply(&table);
+    };
+    let by_name = post(
+        "/serving-endpoints/iris/served-models/iris-1/invocations",
+        whole("{}"),
+    );
+    let named = tokio::spawn(send_on(tls(&node, b"http/1.1").await, by_name));
+    let (first, second, ()) = tokio::join!(
+        send(&node, invoke("{}")),
+        send(&node, invoke("{}")),
+        rollout
+    );
+    for reply in [first, second] {
+        assert_eq!(reply.status, StatusCode::OK, "{}", reply.text());
+        assert_eq!(reply.headers["served-model-name"], "iris-2");
+    }
+    assert_eq!(new.load.served(), 2);
+    // Who asked for the old one by name still waits for it.
+    assert!(!named.is_finished() && !works.is_finished());
+    node.apply(&routes(
+        3,
+        vec![entity("iris-2", 100, 1, &[(2, "n1")])],
+        vec![],
+    ));
+    assert_eq!(named.await.expect("answered").status, StatusCode::NOT_FOUND);
+    works.abort();
+}
+
+#[tokio::test]
+async fn a_body_that_is_not_json_is_refused_and_one_that_says_nothing_is_json() {
+    let (node, replica) = node_with_echo(4).await;
+    let mut request = invoke("a,b");
+    let kind = "text/csv".parse().expect("value");
+    request.headers_mut().insert("content-type", kind);
+    let reply = send(&node, request).await;
+    assert_eq!(
+        (reply.status, reply.error_code().as_str()),
+        (StatusCode::UNSUPPORTED_MEDIA_TYPE, "BAD_REQUEST")
+    );
+    assert_eq!(replica.load.served(), 0);
+    assert_eq!(send(&node, invoke("{}")).await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_refusal_on_http2_arrives_whether_or_not_the_request_had_a_body() {
+    let (node, _replica) = node_with_echo(4).await;
+    for body in [Bytes::new(), Bytes::from(vec![b'x'; 1 << 20])] {
+        let reply = send_h2(&node, "/serving-endpoints/none/invocations", whole(body)).await;
+        assert_eq!(reply.error_code(), "RESOURCE_DOES_NOT_EXIST");
+    }
+    for path in [INVOKE, "/healthz", "/none"] {
+        let head = Request::head(format!("https://localhost{path}"))
+            .body(whole(""))
+            .expect("request");
+        let reply = send_on_h2(&node, head).await;
+        assert!(reply.body.is_empty(), "{path}: {}", reply.text());
+    }
+}
+
+/// Sends all of a large body before it looks for the answer, as simple clients do.
+async fn stubborn(node: &Node, head: &str) -> String {
+    let mut stream = tls(node, b"http/1.1").await;
+    let body = vec![b'x'; 6 << 20];
+    let head = format!(
+        "{head} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n",
+        body.len()
+    );
+    let token = format!("authorization: Bearer {TOKEN}\r\n");
+    let token = if head.contains("iris") { "" } else { &token };
+    let head = format!("{head}{token}connection: close\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.expect("head");
+    stream.write_all(&body).await.expect("the body is read");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("an answer");
+    answer
+}
+
+#[tokio::test]
+async fn a_client_that_sends_all_before_it_listens_hears_why_it_was_refused() {
+    let (node, _replica) = node_with_echo(4).await;
+    for (head, status) in [
+        (format!("POST {INVOKE}"), "401"),
+        ("POST /serving-endpoints/none/invocations".to_owned(), "404"),
+        (format!("PUT {INVOKE}"), "405"),
+    ] {
+        let answer = stubborn(&node, &head).await;
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status}")),
+            "{answer}"
+        );
+        assert!(answer.contains("error_code"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_replica_that_asks_for_another_protocol_is_answered_for() {
+    let node = Node::start(&Authority::new(), "n1").await;
+    let listener = listen(node.run_dir(), 1, "iris-1");
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut seen = Vec::new();
+            while !seen.windows(4).any(|w| w == b"\r\n\r\n") {
+                if stream.read_buf(&mut seen).await.unwrap_or(0) == 0 {
+                    break;
+                }
+            }
+            let answer = b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\nspoken";
+            let _ = stream.write_all(answer).await;
+        }
+    });
+    node.apply(&routes(
+        1,
+        vec![entity("iris-1", 100, 1, &[(1, "n1")])],
+        vec![],
+    ));
+    let reply = send(&node, invoke("{}")).await;
+    assert_eq!(reply.status, StatusCode::BAD_GATEWAY, "{}", reply.text());
+    let free = || node.gateway.report().replicas.first().map(|r| r.in_flight) == Some(0);
+    eventually("the slot is free", free).await;
+}
+
+#[tokio::test]
+async fn what_is_counted_of_an_endpoint_goes_with_it() {
+    let (node, _replica) = node_with_echo(4).await;
+    assert_eq!(send(&node, invoke("{}")).await.status, StatusCode::OK);
+    let requests = || node.metric("stokehold_gateway_requests_total{endpoint=\"iris\"");
+    eventually("it was counted", || requests() == Some(1.0)).await;
+    let mut none = routes(2, vec![], vec![]);
+    none.endpoints.clear();
+    node.apply(&none);
+    assert_eq!(requests(), None);
+    assert_eq!(
+        node.metric("stokehold_gateway_request_seconds_count{endpoint=\"iris\""),
+        None
     );
 }

@@ -108,14 +108,18 @@ pub async fn read(response: http::Response<Incoming>) -> Reply {
 }
 
 pub async fn send_h2(node: &Node, path: &str, body: ClientBody) -> Reply {
+    let request = Request::post(format!("https://localhost{path}"))
+        .header(AUTHORIZATION, format!("Bearer {TOKEN}"))
+        .body(body)
+        .expect("request");
+    send_on_h2(node, request).await
+}
+
+pub async fn send_on_h2(node: &Node, request: Request<ClientBody>) -> Reply {
     let stream = tls(node, b"h2").await;
     let handshake =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
     let (mut sender, connection) = handshake.await.expect("h2");
     tokio::spawn(connection);
-    let request = Request::post(format!("https://localhost{path}"))
-        .header(AUTHORIZATION, format!("Bearer {TOKEN}"))
-        .body(body)
-        .expect("request");
     read(sender.send_request(request).await.expect("answer")).await
 }
