@@ -1,8 +1,6 @@
 //! `stokehold_scheduler_*`. Labels come from small sets only.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::AtomicI64;
-use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -10,7 +8,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
-use scheduler_core::Core;
+use scheduler_core::Census;
 use shared::ids::Role;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -20,12 +18,12 @@ struct ByRole {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByState {
-    state: String,
+    state: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByBound {
-    bound_by: String,
+    bound_by: &'static str,
 }
 
 type CountGauge = Gauge<i64, AtomicI64>;
@@ -83,31 +81,19 @@ impl Metrics {
             .set(gauge(count));
     }
 
-    /// Counts endpoints, replicas, and the decisions made since the last count, `since` ago.
-    pub fn count_core(&self, core: &Core, since: Duration) {
-        let endpoints = core.list_endpoints();
-        self.endpoints.set(gauge(endpoints.len()));
-        let mut states: BTreeMap<String, usize> = BTreeMap::new();
-        for endpoint in &endpoints {
-            let Ok(description) = core.describe(endpoint.name.as_str()) else {
-                continue;
-            };
-            for replica in description.replicas.iter().filter(|replica| !replica.ended) {
-                *states.entry(replica.state.clone()).or_default() += 1;
-            }
-            for decision in description.decisions {
-                if decision.age_s < since.as_secs_f64() {
-                    let bound_by = decision.bound_by;
-                    self.decisions.get_or_create(&ByBound { bound_by }).inc();
-                }
-            }
-        }
+    /// Counts endpoints and replicas, and the decisions made so far.
+    pub fn count_core(&self, census: &Census) {
+        self.endpoints.set(gauge(census.endpoints));
         // States that no replica is in any more go to zero instead of standing still.
         self.replicas.clear();
-        for (state, count) in states {
+        for (state, count) in &census.replicas {
             self.replicas
                 .get_or_create(&ByState { state })
-                .set(gauge(count));
+                .set(gauge(*count));
+        }
+        for (bound_by, made) in &census.decisions {
+            let counter = self.decisions.get_or_create(&ByBound { bound_by });
+            counter.inc_by(made.saturating_sub(counter.get()));
         }
     }
 }

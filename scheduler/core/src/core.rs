@@ -15,6 +15,7 @@ use shared::plan::Plan;
 use shared::routes::Routes;
 use shared::units::MonoTime;
 
+use crate::describe::state_name;
 use crate::endpoint::Entry;
 use crate::error::ApiError;
 use crate::event::{Ctx, Effects, Event};
@@ -37,6 +38,8 @@ pub struct Core {
     pub(crate) replicas: BTreeMap<ReplicaId, Replica>,
     /// When the horizontal axis decides next.
     pub(crate) next_decision: MonoTime,
+    /// Decisions of the horizontal axis so far, by what bound them.
+    pub(crate) decided: BTreeMap<&'static str, u64>,
     pub(crate) unwritten: Unwritten,
     pub(crate) plans: BTreeMap<NodeName, Plan>,
     pub(crate) routes: Arc<Routes>,
@@ -56,6 +59,16 @@ pub(crate) struct Pass<'a> {
     pub unix_ms: u64,
     pub rng: &'a mut dyn Rng,
     pub effects: Effects,
+}
+
+/// How many there are of what, for metrics.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    pub endpoints: usize,
+    /// Those that have not ended, by their state.
+    pub replicas: BTreeMap<&'static str, usize>,
+    /// The horizontal axis' decisions since the start, by what bound them.
+    pub decisions: BTreeMap<&'static str, u64>,
 }
 
 impl<'a> Pass<'a> {
@@ -98,6 +111,7 @@ impl Core {
             sets: BTreeMap::new(),
             replicas: BTreeMap::new(),
             next_decision: now,
+            decided: BTreeMap::new(),
             unwritten: Unwritten::default(),
             plans: BTreeMap::new(),
             routes,
@@ -107,22 +121,34 @@ impl Core {
         Ok(core)
     }
 
-    /// Takes an event in. `writes` of the effects are to be committed before the rest is used.
+    /// Takes an event in and looks at what follows. `writes` of the effects are to be committed
+    /// before the rest is used.
     pub fn handle<R: Rng>(&mut self, event: Event, ctx: &mut Ctx<'_, R>) -> Effects {
-        let mut pass = Pass::new(ctx);
-        self.now = pass.now;
-        if self.observe(event, &mut pass) {
-            self.settle(&mut pass);
+        let (mut effects, pass_due) = self.take_in(event, ctx);
+        if pass_due {
+            effects.merge(self.pass(ctx));
         }
+        effects
+    }
+
+    /// Takes an event in, and says whether a pass is due. Events that come together may share one.
+    pub fn take_in<R: Rng>(&mut self, event: Event, ctx: &mut Ctx<'_, R>) -> (Effects, bool) {
+        let mut pass = self.begin(ctx);
+        let pass_due = self.observe(event, &mut pass);
+        (pass.effects, pass_due)
+    }
+
+    /// Compares all that is wanted with all that was observed. Due after an event that said so, and
+    /// after the registry changed: tokens, images and revocations reach plans and routes.
+    pub fn pass<R: Rng>(&mut self, ctx: &mut Ctx<'_, R>) -> Effects {
+        let mut pass = self.begin(ctx);
+        self.settle(&mut pass);
         pass.effects
     }
 
-    /// After the registry changed: tokens, images or revocations reach plans and routes.
-    pub fn registry_changed<R: Rng>(&mut self, ctx: &mut Ctx<'_, R>) -> Effects {
-        let mut pass = Pass::new(ctx);
-        self.now = pass.now;
-        self.settle(&mut pass);
-        pass.effects
+    fn begin<'a, R: Rng>(&mut self, ctx: &'a mut Ctx<'_, R>) -> Pass<'a> {
+        self.now = ctx.now;
+        Pass::new(ctx)
     }
 
     pub fn create_endpoint<R: Rng>(
@@ -131,7 +157,7 @@ impl Core {
         creator: &str,
         ctx: &mut Ctx<'_, R>,
     ) -> Result<(Detailed, Effects), ApiError> {
-        let mut pass = Pass::new(ctx);
+        let mut pass = self.begin(ctx);
         let name = self.insert_endpoint(input, creator, &mut pass)?;
         self.settle(&mut pass);
         Ok((self.get_endpoint(name.as_str())?, pass.effects))
@@ -143,7 +169,7 @@ impl Core {
         input: ConfigInput,
         ctx: &mut Ctx<'_, R>,
     ) -> Result<(Detailed, Effects), ApiError> {
-        let mut pass = Pass::new(ctx);
+        let mut pass = self.begin(ctx);
         let name = self.existing(name)?.record.name.clone();
         self.replace_config(&name, input, &mut pass)?;
         self.settle(&mut pass);
@@ -155,7 +181,7 @@ impl Core {
         name: &str,
         ctx: &mut Ctx<'_, R>,
     ) -> Result<Effects, ApiError> {
-        let mut pass = Pass::new(ctx);
+        let mut pass = self.begin(ctx);
         let name = self.existing(name)?.record.name.clone();
         self.remove_endpoint(&name, &mut pass);
         self.settle(&mut pass);
@@ -172,6 +198,18 @@ impl Core {
 
     pub fn describe(&self, name: &str) -> Result<EndpointDescription, ApiError> {
         Ok(self.description(self.existing(name)?))
+    }
+
+    pub fn census(&self) -> Census {
+        let mut replicas = BTreeMap::new();
+        for replica in self.replicas.values() {
+            *replicas.entry(state_name(replica)).or_default() += 1;
+        }
+        Census {
+            endpoints: self.endpoints.len(),
+            replicas,
+            decisions: self.decided.clone(),
+        }
     }
 
     pub fn nodes(&self) -> Vec<NodeSummary> {

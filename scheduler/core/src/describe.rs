@@ -140,15 +140,14 @@ impl Core {
     }
 
     fn replica_info(&self, replica: &Replica) -> ReplicaInfo {
-        let (state, reason) = state_word(replica);
         let sample = replica.seen.as_ref().and_then(|seen| seen.sample.as_ref());
         ReplicaInfo {
             id: replica.id.clone(),
             endpoint: replica.endpoint.clone(),
             entity: replica.set.entity.clone(),
             node: replica.node.clone(),
-            state,
-            reason,
+            state: state_name(replica).into(),
+            reason: state_reason(replica),
             since_s: age(since(replica, self.now), self.now),
             in_flight: replica.probed.in_flight,
             cpu_cores: sample.and_then(|sample| sample.cpu_cores),
@@ -181,32 +180,45 @@ impl Core {
     }
 }
 
-/// A replica's state in a word, and why it is in it.
-pub(crate) fn state_word(replica: &Replica) -> (String, String) {
-    let (phase, said) = match &replica.seen {
-        Some(seen) => (seen.phase.as_str(), seen.reason.clone()),
-        None => ("waiting", String::new()),
+/// A replica's state in a word.
+pub(crate) fn state_name(replica: &Replica) -> &'static str {
+    match &replica.stage {
+        Stage::Expected | Stage::Starting | Stage::Unready { .. } => phase_name(replica),
+        Stage::Ready { .. } => "ready",
+        Stage::Draining(_) => "draining",
+        Stage::Stopping { .. } => ReplicaPhase::Stopping.as_str(),
+        Stage::Lost { .. } => ReplicaPhase::Unknown.as_str(),
+    }
+}
+
+/// Why it is in that state; empty where there is nothing to say.
+pub(crate) fn state_reason(replica: &Replica) -> String {
+    let said = || {
+        let seen = replica.seen.as_ref();
+        seen.map_or_else(String::new, |seen| seen.reason.clone())
     };
-    let (word, reason) = match &replica.stage {
-        Stage::Expected => (phase, said),
-        Stage::Starting if phase == ReplicaPhase::Running.as_str() && said.is_empty() => {
-            let detail = match replica.probed.detail.as_str() {
-                "" => "no probe has succeeded yet".to_owned(),
-                detail => format!("no probe has succeeded yet: {detail}"),
-            };
-            (phase, detail)
+    match &replica.stage {
+        Stage::Starting if phase_name(replica) == ReplicaPhase::Running.as_str() => {
+            match (said(), replica.probed.detail.as_str()) {
+                (said, "") if said.is_empty() => "no probe has succeeded yet".to_owned(),
+                (said, detail) if said.is_empty() => {
+                    format!("no probe has succeeded yet: {detail}")
+                }
+                (said, _) => said,
+            }
         }
-        Stage::Starting => (phase, said),
-        Stage::Ready { .. } => ("ready", String::new()),
-        Stage::Unready { why, .. } => (phase, why.clone()),
-        Stage::Draining(drain) => ("draining", drain.why.clone()),
-        Stage::Stopping { why, .. } => (ReplicaPhase::Stopping.as_str(), why.clone()),
-        Stage::Lost { .. } => (
-            ReplicaPhase::Unknown.as_str(),
-            "its node is lost".to_owned(),
-        ),
-    };
-    (word.to_owned(), reason)
+        Stage::Expected | Stage::Starting => said(),
+        Stage::Ready { .. } => String::new(),
+        Stage::Unready { why, .. } | Stage::Stopping { why, .. } => why.clone(),
+        Stage::Draining(drain) => drain.why.clone(),
+        Stage::Lost { .. } => "its node is lost".to_owned(),
+    }
+}
+
+/// What its agent says of it.
+fn phase_name(replica: &Replica) -> &'static str {
+    let seen = replica.seen.as_ref();
+    seen.map_or("waiting", |seen| seen.phase.as_str())
 }
 
 fn since(replica: &Replica, now: MonoTime) -> MonoTime {

@@ -43,7 +43,7 @@ pub mod store_op;
 mod validate;
 mod views;
 
-pub use crate::core::Core;
+pub use crate::core::{Census, Core};
 pub use error::ApiError;
 pub use event::{Ctx, Effects, Event, Level, Note};
 pub use settings::{Settings, WorkloadType};

@@ -237,8 +237,41 @@ fn failure(seen: &Seen, memory_bytes: u64) -> String {
     };
     match (what.is_empty(), seen.reason.is_empty()) {
         (true, true) => "failed without a reason".into(),
-        (true, false) => seen.reason.clone(),
         (false, true) => what,
-        (false, false) => format!("{what}: {}", seen.reason),
+        // An agent says how a replica ended in much the same words.
+        (_, false) if seen.reason.contains(&what) => seen.reason.clone(),
+        (_, false) => format!("{what}: {}", seen.reason),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shared::report::ReplicaExit;
+
+    #[test]
+    fn a_failure_is_told_once_however_much_of_it_the_agent_says() {
+        let told = |reason: &str, exit: Option<(i32, bool)>| {
+            let seen = Seen {
+                phase: ReplicaPhase::Failed,
+                reason: reason.into(),
+                entered: MonoTime::ZERO,
+                exit: exit.map(|(code, out_of_memory)| ReplicaExit {
+                    code,
+                    out_of_memory,
+                }),
+                sample: None,
+            };
+            failure(&seen, 1 << 30)
+        };
+        let said = "exited with code 41: see its logs";
+        assert_eq!(told(said, Some((41, false))), said);
+        assert_eq!(told("", Some((41, false))), "exited with code 41");
+        assert_eq!(told("no such image", None), "no such image");
+        assert_eq!(
+            told("gone", Some((137, true))),
+            "killed for memory: limit 1 GiB; raise memory_bytes: gone"
+        );
+        assert_eq!(told("", None), "failed without a reason");
     }
 }

@@ -87,6 +87,17 @@ impl Node {
         self.agent_up || self.reported || !self.replicas.is_empty() || self.expected
     }
 
+    /// Whether its gateway must be thought to serve: it is connected, or was so lately that it may go
+    /// on by the routes that it has.
+    pub(crate) fn gateway_may_serve(&self, lease: Duration, now: MonoTime) -> bool {
+        let gateway = &self.gateway;
+        let known = gateway.reports > 0
+            || !gateway.peer_address.is_empty()
+            || !gateway.client_address.is_empty();
+        let lately = known && self.gateway_contact(lease, now) != Contact::Silent;
+        !self.revoked && (gateway.up || lately)
+    }
+
     /// GPUs with at least this much memory.
     pub(crate) fn gpus_of(&self, memory_bytes: u64) -> u32 {
         let fitting = self.capacity.gpus.iter();

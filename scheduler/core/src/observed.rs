@@ -213,6 +213,7 @@ impl Core {
         set.axis = axis;
         set.decision = Some((decision, pass.now));
         set.waking = true;
+        *self.decided.entry(decision.bound_by.as_str()).or_default() += 1;
         pass.effects.notes.push(
             Note::info(format!(
                 "{id} wakes from zero to {} replicas for {queued} waiting requests",

@@ -74,13 +74,17 @@ impl Core {
         Ok(())
     }
 
-    /// As many replicas are wanted as were: a restart scales nothing by itself.
+    /// As many replicas are wanted as were: a restart scales nothing by itself. What a roll-out waits
+    /// for depended on demand, which is not known yet.
     fn resume_sizes(&mut self, now: MonoTime) {
         for set in self.sets.values_mut() {
             let members = set.members.iter().filter_map(|id| self.replicas.get(id));
             let there = members.filter(|replica| replica.counts()).count();
             let there = u32::try_from(there).unwrap_or(u32::MAX);
             set.axis = apa::State::new(there, now);
+            if set.active.is_none() && set.pending.is_some() {
+                set.needed = there;
+            }
         }
     }
 }

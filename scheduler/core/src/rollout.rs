@@ -51,21 +51,14 @@ impl Core {
 
     /// Clears the wait for gateways once all of them work by the new routes.
     pub(crate) fn confirm_switches(&mut self, now: MonoTime) {
-        let connected: Vec<_> = self
-            .nodes
-            .values()
-            .filter(|node| node.gateway.up && !node.revoked)
-            .map(|node| node.gateway.acked)
-            .collect();
+        let taken = self.taken_by_all(now);
         for entry in self.endpoints.values_mut() {
             let Some(confirming) = entry.confirming else {
                 continue;
             };
-            let everywhere = confirming.revision.is_some_and(|revision| {
-                connected
-                    .iter()
-                    .all(|acked| acked.is_some_and(|acked| acked >= revision))
-            });
+            let everywhere = confirming
+                .revision
+                .is_some_and(|serves_in| taken >= serves_in);
             if everywhere || now.saturating_since(confirming.since) > CONFIRM_LIMIT {
                 entry.confirming = None;
             }

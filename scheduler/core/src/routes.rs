@@ -51,6 +51,18 @@ impl Core {
         changed
     }
 
+    /// The newest routes that every gateway which may serve works by; before the first of this epoch
+    /// where one has taken none, and beyond all where there is no gateway.
+    pub(crate) fn taken_by_all(&self, now: MonoTime) -> Revision {
+        let lease = self.settings.lease;
+        let serving = self.nodes.values();
+        serving
+            .filter(|node| node.gateway_may_serve(lease, now))
+            .map(|node| node.gateway.acked.unwrap_or(Revision(0)))
+            .min()
+            .unwrap_or(Revision(u64::MAX))
+    }
+
     fn mark_routed(&mut self) {
         let routed: Vec<_> = self
             .routes

@@ -1,15 +1,17 @@
 //! Feeds the horizontal axis: demand each second, a decision each five.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use apa::window::{LONG, SHORT};
 use apa::{Observation, horizontal};
-use shared::ids::{EntityName, ServedEntityId};
+use shared::ids::{EndpointName, EntityName};
 use shared::units::{Concurrency, MonoTime};
 
 use crate::core::{Core, Pass};
 use crate::endpoint::Entry;
 use crate::event::Note;
+use crate::node::Contact;
 use crate::set::policy;
 
 /// DESIGN: the horizontal axis decides every 5 s.
@@ -23,27 +25,26 @@ impl Core {
         let believed: Vec<_> = self
             .nodes
             .values()
-            .filter(|node| node.gateway_contact(lease, now) == crate::node::Contact::Fresh)
+            .filter(|node| node.gateway_contact(lease, now) == Contact::Fresh)
             .map(|node| &node.gateway)
             .collect();
         if believed.is_empty() {
             return;
+        }
+        // Gateways name the entities that have traffic: few of all.
+        let mut sums: BTreeMap<(&EndpointName, &EntityName), Concurrency> = BTreeMap::new();
+        for (id, load) in believed.iter().flat_map(|gateway| &gateway.demand) {
+            let sum = sums.entry((&id.endpoint, &id.entity)).or_default();
+            *sum = *sum + *load;
         }
         for entry in self.endpoints.values_mut() {
             let Some(config) = &entry.record.active else {
                 continue;
             };
             for entity in &config.entities {
-                let id = ServedEntityId {
-                    endpoint: entry.record.name.clone(),
-                    entity: entity.name.clone(),
-                };
-                let demand = believed
-                    .iter()
-                    .filter_map(|gateway| gateway.demand.get(&id))
-                    .fold(Concurrency::ZERO, |sum, load| sum + *load);
-                let window = entry.demand.entry(id.entity).or_default();
-                window.record(demand, now);
+                let sum = sums.get(&(&entry.record.name, &entity.name));
+                let window = entry.demand.entry(entity.name.clone()).or_default();
+                window.record(sum.copied().unwrap_or_default(), now);
             }
         }
     }
@@ -69,6 +70,7 @@ impl Core {
                     horizontal::horizontal(&policy, set.axis.clone(), observation, pass.now);
                 set.axis = axis;
                 set.decision = Some((decision, pass.now));
+                *self.decided.entry(decision.bound_by.as_str()).or_default() += 1;
                 if decision.desired_replicas != before {
                     let text = format!(
                         "{}/{} goes from {before} to {} replicas ({})",

@@ -19,7 +19,7 @@ use crate::store_op::Op;
 impl Core {
     pub(crate) fn settle(&mut self, pass: &mut Pass<'_>) {
         self.judge_nodes(pass);
-        self.acknowledge_drains();
+        self.acknowledge_drains(pass.now);
         self.advance_replicas(pass);
         self.advance_rollouts(pass);
         self.resize_sets(pass);
@@ -71,25 +71,15 @@ impl Core {
         }
     }
 
-    /// Notes for each draining replica when every connected gateway has taken the routes in which
-    /// it drains.
-    fn acknowledge_drains(&mut self) {
-        let connected: Vec<_> = self
-            .nodes
-            .values()
-            .filter(|node| node.gateway.up && !node.revoked)
-            .map(|node| node.gateway.acked)
-            .collect();
+    /// Notes for each draining replica when every gateway that may serve has taken the routes in
+    /// which it drains.
+    fn acknowledge_drains(&mut self, now: MonoTime) {
+        let taken = self.taken_by_all(now);
         for replica in self.replicas.values_mut() {
             let Stage::Draining(drain) = &mut replica.stage else {
                 continue;
             };
-            let Some(revision) = drain.revision else {
-                continue;
-            };
-            let everywhere = connected
-                .iter()
-                .all(|acked| acked.is_some_and(|acked| acked >= revision));
+            let everywhere = drain.revision.is_some_and(|drains_in| taken >= drains_in);
             if drain.acked_at_report.is_none() && everywhere {
                 let node = self.nodes.get(&replica.node);
                 drain.acked_at_report = node.map(|node| node.gateway.reports);

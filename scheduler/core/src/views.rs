@@ -8,7 +8,7 @@ use shared::spec::{EndpointConfig, PendingConfig, ServedEntity, Sizing};
 use shared::units::MonoTime;
 
 use crate::core::Core;
-use crate::describe::state_word;
+use crate::describe::{state_name, state_reason};
 use crate::endpoint::Entry;
 use crate::replica::Replica;
 use crate::rollout::cut;
@@ -146,7 +146,7 @@ impl Core {
                 format!("the last start failed on {node}: {why}; the next in {seconds} s")
             }
             (None, failed, Some(replica)) => {
-                let (word, reason) = state_word(replica);
+                let (word, reason) = (state_name(replica), state_reason(replica));
                 let colon = if reason.is_empty() { "" } else { ": " };
                 let after = match failed {
                     Some((node, why)) => format!("; the last start failed on {node}: {why}"),

@@ -108,6 +108,81 @@ fn a_gateway_that_hangs_holds_a_drain_up_to_its_deadline_only() {
 }
 
 #[test]
+fn a_gateway_that_has_just_lost_the_scheduler_keeps_its_routes_replicas_for_a_lease() {
+    let mut sim = deployed();
+    let home = sim.route("iris").expect("there").entities[0].replicas[0].clone();
+    let cut_off = ["n1", "n2"]
+        .into_iter()
+        .find(|it| *it != home.node.as_str());
+    let cut_off = cut_off.expect("two nodes");
+    sim.push_model("iris", Behaviour::starts_in(1));
+    // It goes on serving by the routes that it has, which name the old replica alone.
+    sim.node(cut_off).reachable = false;
+    sim.step();
+    sim.update("iris", config(vec![entity("iris", 2)]))
+        .expect("valid");
+    sim.until("switched", 30, |sim| {
+        let route = sim.route("iris").expect("there");
+        let replicas = route.entities.iter().flat_map(|it| &it.replicas);
+        replicas.into_iter().any(|it| it.draining)
+    });
+    // The next scheduler does not know what that gateway has taken, either. Each step checks that
+    // every gateway's routes name a replica that serves.
+    sim.restart_scheduler();
+    sim.steps(12);
+    assert_eq!(sim.containers("iris"), 2);
+    // Past its lease nobody waits for it any more.
+    sim.must_serve.clear();
+    sim.until("the old one is gone", 10, |sim| sim.containers("iris") == 1);
+    assert!(!sim.noted("replica stops at its drain deadline"));
+}
+
+#[test]
+fn a_roll_out_waits_for_as_many_replicas_after_a_restart_as_before_it() {
+    let mut sim = deployed();
+    let bounded = shared::api::serving::ServedEntityInput {
+        stokehold: Some(shared::api::serving::StokeholdEntity {
+            max_replicas: Some(1),
+            ..Default::default()
+        }),
+        ..entity("iris", 1)
+    };
+    sim.update("iris", config(vec![bounded])).expect("valid");
+    sim.set_load("iris", "iris-1", 12.0);
+    sim.steps(25);
+    // One replica is all that the old config allows; the new one's must be able to carry the load.
+    sim.push_model("iris", Behaviour::starts_in(30));
+    sim.update("iris", config(vec![entity("iris", 2)]))
+        .expect("valid");
+    sim.steps(5);
+    assert_eq!(sim.containers("iris"), 4);
+    sim.restart_scheduler();
+    sim.steps(10);
+    assert_eq!(sim.containers("iris"), 4);
+}
+
+#[test]
+fn events_that_come_together_may_share_one_pass() {
+    let mut sim = deployed();
+    let before = sim.core.routes().revision;
+    let names: Vec<_> = sim.nodes.keys().cloned().collect();
+    let mut rng = rand::rng();
+    let mut ctx = scheduler_core::Ctx {
+        now: sim.now,
+        unix_ms: 0,
+        rng: &mut rng,
+    };
+    for node in names {
+        let down = scheduler_core::Event::GatewayDown { node };
+        let (effects, pass_due) = sim.core.take_in(down, &mut ctx);
+        assert!(pass_due && effects.plans.is_empty() && effects.writes.is_empty());
+    }
+    sim.core.pass(&mut ctx);
+    assert_eq!(sim.core.routes().revision, before);
+    assert_eq!(sim.core.census().replicas.get("ready"), Some(&1));
+}
+
+#[test]
 fn an_update_that_fails_leaves_the_old_version_serving_and_says_why() {
     let mut sim = deployed();
     let broken = Behaviour {

@@ -16,10 +16,10 @@ use super::Api;
 use super::error::Refusal;
 
 /// Of management requests.
-const MAX_JSON_BYTES: usize = 1 << 20;
+pub(super) const MAX_JSON_BYTES: usize = 1 << 20;
 /// Of a body that is too large so much more is read before it is refused: clients that find the
 /// connection closed while they write send all of it again.
-const MAX_DRAINED_BYTES: usize = 64 << 20;
+pub(super) const MAX_DRAINED_BYTES: usize = 64 << 20;
 /// Between two pieces of a body.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// For a whole body: 32 MiB over a slow line.
@@ -120,20 +120,25 @@ fn too_large(limit: usize) -> Refusal {
 
 /// A wrong field is named with its path.
 pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
+    super::shape::check(bytes)?;
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
         let path = error.path().to_string();
-        let problem = error.into_inner();
-        Refusal(ApiError::invalid(if path == "." || path == "?" {
-            format!("the request's body: {problem}")
-        } else {
-            format!("{path}: {problem}")
-        }))
+        wrong(&path, &error.into_inner())
     })?;
     reader
         .end()
         .map_err(|e| Refusal(ApiError::invalid(format!("the request's body: {e}"))))?;
     Ok(value)
+}
+
+/// What is wrong in a body, and where.
+pub(super) fn wrong(path: &str, problem: &serde_json::Error) -> Refusal {
+    Refusal(ApiError::invalid(if path == "." || path == "?" {
+        format!("the request's body: {problem}")
+    } else {
+        format!("{path}: {problem}")
+    }))
 }
 
 #[cfg(test)]

@@ -69,7 +69,7 @@ pub(super) async fn join(
                     writes,
                     ..Effects::default()
                 };
-                effects.merge(core.registry_changed(ctx));
+                effects.merge(core.pass(ctx));
                 (Ok(()), effects)
             }
             Err(refusal) => (Err(refusal), Effects::default()),

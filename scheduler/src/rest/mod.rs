@@ -2,8 +2,8 @@
 //! `/api/stokehold/v1` for what is ours alone.
 //!
 //! What always holds: every answer is JSON (or a stream of JSON lines) and carries `x-request-id`;
-//! every error is `{"error_code", "message"}` and says what is wrong and how to mend it; a handler's
-//! signature names the role that it needs ([`auth::Caller`]); no token is ever logged.
+//! every error is `{"error_code", "message"}` and says what is wrong and how to mend it; no answer
+//! overtakes the request's body ([`unread`]); a handler's signature names the role that it needs ([`auth::Caller`]); no token is ever logged.
 
 mod auth;
 mod body;
@@ -15,7 +15,9 @@ mod logs;
 mod models;
 mod nodes;
 mod serving;
+mod shape;
 mod tokens;
+mod unread;
 
 use std::sync::Arc;
 
@@ -24,7 +26,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post, put};
+use axum::routing::{delete, get, patch, post, put};
 use daemon::ca::CertificateAuthority;
 use scheduler_core::ApiError;
 use serde_json::json;
@@ -85,6 +87,7 @@ pub fn router(api: Api) -> Router {
         .route("/.well-known/databricks-config", get(serving::discovery))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
+        .layer(middleware::from_fn(unread::drained))
         .layer(middleware::from_fn(with_request_id))
         .with_state(api)
 }
@@ -103,6 +106,7 @@ fn databricks() -> Router<Api> {
             get(serving::get_one).delete(serving::delete_one),
         )
         .route(&below("config"), put(serving::update_config))
+        .route(&below("tags"), patch(serving::patch_tags))
         .route(&below("served-models/{entity}/logs"), get(logs::as_text))
         .route(&below("served-models/{entity}/build-logs"), refused())
         .route("/api/2.0/preview/scim/v2/Me", get(serving::me))
@@ -114,7 +118,6 @@ fn databricks() -> Router<Api> {
             refused(),
         );
     for unsupported in [
-        "tags",
         "rate-limits",
         "ai-gateway",
         "notifications",

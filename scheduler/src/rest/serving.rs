@@ -1,6 +1,6 @@
 //! `/api/2.0/serving-endpoints` and the calls that its clients make beside it.
 
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::http::HeaderMap;
 use scheduler_core::registry::TokenRecord;
 use scheduler_core::{ApiError, Effects};
@@ -11,7 +11,7 @@ use shared::spec::TokenRole;
 
 use super::Api;
 use super::auth::{Caller, Manage, Query};
-use super::body::{Json, Named};
+use super::body::{self, Json, Named};
 use super::error::Refusal;
 
 pub(super) async fn list(
@@ -58,6 +58,34 @@ pub(super) async fn update_config(
         .decide(move |core, ctx| outcome(core.update_config(&name, input, ctx)))
         .await??;
     Ok(Json(seen_by(&caller.token, updated)))
+}
+
+/// One of the clients sends no body at all, and is told the tags as they are.
+pub(super) async fn patch_tags(
+    _: Caller<Manage>,
+    State(api): State<Api>,
+    Named(name): Named<String>,
+    request: Request,
+) -> Result<Json<Value>, Refusal> {
+    let bytes = body::read(request.into_body(), body::MAX_JSON_BYTES).await?;
+    let change: Value = match bytes.trim_ascii() {
+        [] => Value::Null,
+        some => body::parse(some)?,
+    };
+    let found = api
+        .control
+        .read(move |core| core.get_endpoint(&name))
+        .await??;
+    let changes = ["add_tags", "delete_tags"].iter().any(|field| {
+        let list = change.get(field).and_then(Value::as_array);
+        list.is_some_and(|list| !list.is_empty())
+    });
+    if changes {
+        return Err(Refusal(ApiError::not_implemented(
+            "the tags of an endpoint cannot be changed here: give them when it is made",
+        )));
+    }
+    Ok(Json(json!({ "tags": found.tags })))
 }
 
 /// The answer must have a JSON body: one of the clients parses it.

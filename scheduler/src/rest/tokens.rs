@@ -79,7 +79,7 @@ pub(super) fn recorded<T>(
                 writes,
                 ..Effects::default()
             };
-            effects.merge(core.registry_changed(ctx));
+            effects.merge(core.pass(ctx));
             (Ok(value), effects)
         }
         Err(error) => (Err(error), Effects::default()),

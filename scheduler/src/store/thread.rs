@@ -18,7 +18,7 @@ pub struct StoreGone;
 
 enum Call {
     Commit {
-        batch: Vec<Op>,
+        groups: Vec<Vec<Op>>,
         expected_epoch: Epoch,
         answer: oneshot::Sender<Result<Revision, CommitError>>,
     },
@@ -44,10 +44,10 @@ pub fn spawn(
             // An asker that no longer waits has been cancelled; what was asked for is done.
             match call {
                 Call::Commit {
-                    batch,
+                    groups,
                     expected_epoch,
                     answer,
-                } => drop(answer.send(commit_all(&mut store, &batch, expected_epoch))),
+                } => drop(answer.send(commit_all(&mut store, groups, expected_epoch))),
                 Call::BeginEpoch { at_least, answer } => {
                     drop(answer.send(store.begin_epoch(at_least)));
                 }
@@ -58,16 +58,17 @@ pub fn spawn(
 }
 
 impl StoreHandle {
-    /// Commits operations of any number, in batches as large as the store allows. Returns once all
-    /// are on disk.
+    /// Commits groups of any number, in batches as large as the store allows. A group is what one
+    /// decision writes: a crash in between leaves it whole or not at all, as long as it fits a
+    /// batch. Returns once all are on disk.
     pub async fn commit(
         &self,
-        batch: Vec<Op>,
+        groups: Vec<Vec<Op>>,
         expected_epoch: Epoch,
     ) -> Result<Result<Revision, CommitError>, StoreGone> {
         let (answer, receive) = oneshot::channel();
         let call = Call::Commit {
-            batch,
+            groups,
             expected_epoch,
             answer,
         };
@@ -88,12 +89,49 @@ impl StoreHandle {
 
 fn commit_all(
     store: &mut impl Store,
-    ops: &[Op],
+    groups: Vec<Vec<Op>>,
     expected_epoch: Epoch,
 ) -> Result<Revision, CommitError> {
     let mut revision = Revision(0);
-    for batch in ops.chunks(MAX_OPS) {
-        revision = store.commit(batch, expected_epoch)?;
+    for batch in batches(groups) {
+        revision = store.commit(&batch, expected_epoch)?;
     }
     Ok(revision)
+}
+
+/// Packs groups, in their order, so that none is cut that need not be.
+fn batches(groups: Vec<Vec<Op>>) -> Vec<Vec<Op>> {
+    let mut batches: Vec<Vec<Op>> = Vec::new();
+    for group in groups {
+        let room = batches.last().map_or(0, |last| MAX_OPS - last.len());
+        match batches.last_mut() {
+            Some(last) if group.len() <= room => last.extend(group),
+            _ => batches.extend(group.chunks(MAX_OPS).map(<[Op]>::to_vec)),
+        }
+    }
+    batches
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn group(len: usize) -> Vec<Op> {
+        let op = |n| Op::Delete {
+            key: format!("a/{n}"),
+        };
+        (0..len).map(op).collect()
+    }
+
+    #[test]
+    fn what_one_decision_writes_is_cut_only_where_it_exceeds_a_batch() {
+        let sizes = |groups: &[usize]| -> Vec<usize> {
+            let groups = groups.iter().map(|len| group(*len)).collect();
+            batches(groups).iter().map(Vec::len).collect()
+        };
+        assert_eq!(sizes(&[]), [0; 0]);
+        assert_eq!(sizes(&[2, 2, 2]), [6]);
+        assert_eq!(sizes(&[127, 2, 126]), [127, 128]);
+        assert_eq!(sizes(&[1, 300, 1]), [1, 128, 128, 45]);
+    }
 }

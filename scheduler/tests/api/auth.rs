@@ -22,6 +22,47 @@ async fn a_call_without_a_known_token_is_unauthenticated_and_says_how() {
 }
 
 #[tokio::test]
+async fn a_refusal_does_not_overtake_the_body_that_it_did_not_need() {
+    let cluster = Cluster::start().await;
+    let url = cluster.url("/api/2.0/serving-endpoints");
+    for _ in 0..20 {
+        let request = cluster.client.post(&url).body(vec![b' '; 3 << 20]);
+        let refused = request
+            .send()
+            .await
+            .expect("an answer, not a broken stream");
+        assert_eq!(refused.status(), StatusCode::UNAUTHORIZED);
+    }
+}
+
+#[tokio::test]
+async fn tags_are_told_to_a_patch_that_changes_none() {
+    let cluster = Cluster::start().await;
+    let made = json!({"name": "e", "tags": [{"key": "team", "value": "a"}, {"key": "bare"}]});
+    let endpoints = "/api/2.0/serving-endpoints";
+    let admin = cluster.admin.clone();
+    let (status, body) = cluster
+        .call(&admin, Method::POST, endpoints, Some(made))
+        .await;
+    assert_eq!(status, StatusCode::OK, "{body}");
+    let tags = json!({"tags": [{"key": "team", "value": "a"}, {"key": "bare", "value": ""}]});
+    let path = format!("{endpoints}/e/tags");
+    for unchanging in [None, Some(json!({})), Some(json!({"add_tags": []}))] {
+        let (status, body) = cluster.call(&admin, Method::PATCH, &path, unchanging).await;
+        assert_eq!((status, body), (StatusCode::OK, tags.clone()));
+    }
+    let change = json!({"add_tags": [{"key": "new"}]});
+    let (status, body) = cluster
+        .call(&admin, Method::PATCH, &path, Some(change))
+        .await;
+    assert_eq!(status, StatusCode::NOT_IMPLEMENTED);
+    assert_eq!(body["error_code"], "NOT_IMPLEMENTED");
+    let unknown = format!("{endpoints}/nope/tags");
+    let (status, _) = cluster.call(&admin, Method::PATCH, &unknown, None).await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
 async fn each_route_needs_its_role() {
     let cluster = Cluster::start().await;
     let query = cluster.token("viewer", "query").await;
@@ -118,9 +159,9 @@ async fn what_is_wrong_with_a_request_is_said_in_json() {
             "RESOURCE_DOES_NOT_EXIST",
         ),
         (
-            Method::PATCH,
-            "/api/2.0/serving-endpoints/e/tags",
-            None,
+            Method::PUT,
+            "/api/2.0/serving-endpoints/e/rate-limits",
+            Some(json!({"rate_limits": []})),
             501,
             "NOT_IMPLEMENTED",
         ),
@@ -170,6 +211,13 @@ async fn what_is_wrong_with_a_request_is_said_in_json() {
             Method::POST,
             "/api/stokehold/v1/node-tokens",
             Some(json!({"roles": ["scheduler"]})),
+            400,
+            "INVALID_PARAMETER_VALUE",
+        ),
+        (
+            Method::POST,
+            "/api/2.0/serving-endpoints",
+            Some(json!([[[[[[[[[[[[]]]]]]]]]]]])),
             400,
             "INVALID_PARAMETER_VALUE",
         ),

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
+use serde_json::json;
 
 use crate::args::Target;
 use crate::context::file::{self, Context, ContextFile};
@@ -115,14 +116,18 @@ pub(crate) fn run(command: ContextCommand, target: &Target, output: &Output) -> 
                 contexts.current = Some(args.name.clone());
                 Ok(())
             })?;
-            output.note(format!("context {} is current", args.name));
-            Ok(())
+            output.done(
+                &json!({"context": args.name, "current": true}),
+                format!("context {} is current", args.name),
+            )
         }
         ContextCommand::Set(args) => set(&args.name, target, output),
         ContextCommand::Delete(args) => {
             change(|contexts| delete(&args.name, contexts))?;
-            output.note(format!("context {} is deleted", args.name));
-            Ok(())
+            output.done(
+                &json!({"context": args.name, "deleted": true}),
+                format!("context {} is deleted", args.name),
+            )
         }
         ContextCommand::Adopt(args) => {
             let text = std::io::read_to_string(std::io::stdin())?;
@@ -233,8 +238,7 @@ fn set(name: &str, target: &Target, output: &Output) -> anyhow::Result<()> {
         ..Target::default()
     };
     let stored = resolve(&named, &ContextFile::load(&file::folder()?)?)?;
-    output.note(format!("context {name}:\n{}", shown(&stored)));
-    Ok(())
+    output.done(&stored, format!("context {name}:\n{}", shown(&stored)))
 }
 
 fn delete(name: &str, contexts: &mut ContextFile) -> anyhow::Result<()> {

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use clap::Args;
 use reqwest::Method;
-use serde_json::Value;
+use serde_json::{Value, json};
 use shared::api::serving::{
     ConfigOutput, Detailed, EndpointList, EndpointState, ServedEntityOutput, Summary,
 };
@@ -103,13 +103,15 @@ pub(crate) async fn delete(
     output: &Output,
 ) -> anyhow::Result<()> {
     if !args.yes && !confirmed(&format!("delete endpoint {}?", args.name))? {
-        output.note("nothing was deleted");
-        return Ok(());
+        let kept = json!({"endpoint": args.name, "deleted": false});
+        return output.done(&kept, "nothing was deleted");
     }
     let path = format!("{SERVING}/{}", args.name);
     client.done(Call::new(Method::DELETE, path)).await?;
-    output.note(format!("endpoint {} is deleted", args.name));
-    Ok(())
+    output.done(
+        &json!({"endpoint": args.name, "deleted": true}),
+        format!("endpoint {} is deleted", args.name),
+    )
 }
 
 /// Asks on a terminal. A script that comes this far means it.

@@ -130,22 +130,21 @@ fn reference(given: Option<ImageRef>, archived: Option<&str>) -> Result<ImageRef
 
 async fn delete(args: &DeleteArgs, client: &Client, output: &Output) -> anyhow::Result<()> {
     if !args.yes && !confirmed(&format!("delete image {}?", args.reference))? {
-        output.note("nothing was deleted");
-        return Ok(());
+        let kept = Deleted { freed_bytes: 0 };
+        return output.done(&kept, "nothing was deleted");
     }
     let call = Call::new(Method::DELETE, IMAGES)
         .query("reference", &args.reference)
         .timeout(Some(LONG_CALL));
     let deleted: Deleted = client.call(call).await?;
-    if output.is_json() {
-        return output.json(&deleted);
-    }
-    output.note(format!(
-        "image {} is deleted, {} freed",
-        args.reference,
-        bytes(Some(deleted.freed_bytes))
-    ));
-    Ok(())
+    output.done(
+        &deleted,
+        format!(
+            "image {} is deleted, {} freed",
+            args.reference,
+            bytes(Some(deleted.freed_bytes))
+        ),
+    )
 }
 
 fn table(images: &[ImageInfo], now: SystemTime) -> Table {

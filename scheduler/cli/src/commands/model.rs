@@ -120,12 +120,11 @@ pub(crate) async fn run(
         ModelCommand::Get(args) => get(&args, client, output).await,
         ModelCommand::Delete(args) => delete(&args, client, output).await,
         ModelCommand::Alias(args) => {
-            alias(&args.name, &args.alias, args.version, client).await?;
-            output.note(format!(
-                "{}@{} is version {}",
-                args.name, args.alias, args.version
-            ));
-            Ok(())
+            let info = alias(&args.name, &args.alias, args.version, client).await?;
+            output.done(
+                &info,
+                format!("{}@{} is version {}", args.name, args.alias, args.version),
+            )
         }
     }
 }
@@ -151,10 +150,7 @@ async fn push(args: PushArgs, client: &Client, output: &Output) -> anyhow::Resul
         .timeout(Some(LONG_CALL));
     let mut info: ModelVersionInfo = client.call(call).await?;
     if let Some(name) = args.alias {
-        alias(&info.name, &name, info.version, client).await?;
-        if !info.aliases.contains(&name) {
-            info.aliases.push(name);
-        }
+        info = alias(&info.name, &name, info.version, client).await?;
     }
     if output.is_json() {
         let (uploaded_chunks, uploaded_bytes) = sent.moved();
@@ -173,10 +169,10 @@ async fn alias(
     alias: &AliasName,
     version: u32,
     client: &Client,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<ModelVersionInfo> {
     let path = format!("{MODELS}/{name}/aliases/{alias}");
     let call = Call::new(Method::PUT, path).json(&SetAlias { version });
-    Ok(client.done(call).await?)
+    Ok(client.call(call).await?)
 }
 
 /// What `get` was asked for.
@@ -217,21 +213,20 @@ async fn delete(args: &DeleteArgs, client: &Client, output: &Output) -> anyhow::
         .into());
     };
     if !args.yes && !confirmed(&format!("delete model {name}/{version}?"))? {
-        output.note("nothing was deleted");
-        return Ok(());
+        let kept = Deleted { freed_bytes: 0 };
+        return output.done(&kept, "nothing was deleted");
     }
     let call = Call::new(Method::DELETE, format!("{MODELS}/{name}"))
         .query("version", version)
         .timeout(Some(LONG_CALL));
     let deleted: Deleted = client.call(call).await?;
-    if output.is_json() {
-        return output.json(&deleted);
-    }
-    output.note(format!(
-        "model {name}/{version} is deleted, {} freed",
-        bytes(Some(deleted.freed_bytes))
-    ));
-    Ok(())
+    output.done(
+        &deleted,
+        format!(
+            "model {name}/{version} is deleted, {} freed",
+            bytes(Some(deleted.freed_bytes))
+        ),
+    )
 }
 
 fn table(models: &[ModelVersionInfo], now: SystemTime) -> Table {

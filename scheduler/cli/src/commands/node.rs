@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use clap::{Args, Subcommand};
 use reqwest::Method;
+use serde_json::json;
 use shared::api::{CreateNodeToken, NodeList, NodeSummary, NodeTokenCreated};
 use shared::ids::{NodeName, Role};
 
@@ -72,8 +73,10 @@ pub(crate) async fn run(
         NodeCommand::Revoke(args) => {
             let path = format!("/api/stokehold/v1/nodes/{}/revoke", args.name);
             client.done(Call::new(Method::POST, path)).await?;
-            output.note(format!("node {} is revoked", args.name));
-            Ok(())
+            output.done(
+                &json!({"node": args.name, "revoked": true}),
+                format!("node {} is revoked", args.name),
+            )
         }
     }
 }

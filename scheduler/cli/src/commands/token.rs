@@ -4,6 +4,7 @@ use std::time::SystemTime;
 
 use clap::{Args, Subcommand, ValueEnum};
 use reqwest::Method;
+use serde_json::json;
 use shared::api::{CreateToken, TokenCreated, TokenInfo, TokenList};
 use shared::ids::TokenId;
 use shared::spec::TokenRole;
@@ -95,8 +96,10 @@ pub(crate) async fn run(
         TokenCommand::Revoke(args) => {
             let path = format!("{PATH}/{}", args.id);
             client.done(Call::new(Method::DELETE, path)).await?;
-            output.note(format!("token {} is revoked", args.id));
-            Ok(())
+            output.done(
+                &json!({"token": args.id, "revoked": true}),
+                format!("token {} is revoked", args.id),
+            )
         }
     }
 }

@@ -65,6 +65,15 @@ impl Output {
         self.line(serde_json::to_string_pretty(value)?)
     }
 
+    /// Something was done, which JSON says as a result and a person reads as a remark.
+    pub(crate) fn done(&self, value: &impl Serialize, text: impl AsRef<str>) -> anyhow::Result<()> {
+        if self.is_json() {
+            return self.json(value);
+        }
+        self.note(text);
+        Ok(())
+    }
+
     /// The result: JSON as the server gave it, or a table.
     pub(crate) fn rows(
         &self,

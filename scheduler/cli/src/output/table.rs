@@ -1,6 +1,9 @@
 //! Tables without frames: they read well, and `awk` reads them too.
 
-use comfy_table::{Attribute, Cell, Color, ContentArrangement, presets};
+use comfy_table::{Attribute, Cell, Color, ColumnConstraint, ContentArrangement, Width, presets};
+
+/// Between two columns.
+const PADDING: u16 = 2;
 
 /// How a word is coloured on a terminal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -98,8 +101,12 @@ impl Table {
         for row in &self.rows {
             table.add_row(row.iter().map(|field| cell(field, colour)));
         }
-        for column in table.column_iter_mut() {
-            column.set_padding((0, 2));
+        for (column, header) in table.column_iter_mut().zip(self.headers.iter()) {
+            column.set_padding((0, PADDING));
+            // A narrow terminal breaks values, never a column's name.
+            let least = u16::try_from(header.len()).unwrap_or(u16::MAX);
+            let least = Width::Fixed(least.saturating_add(PADDING));
+            column.set_constraint(ColumnConstraint::LowerBoundary(least));
         }
         table.trim_fmt()
     }
@@ -148,6 +155,21 @@ mod tests {
             "{text}"
         );
         insta::assert_snapshot!(text);
+    }
+
+    #[test]
+    fn a_columns_name_is_never_broken() {
+        let mut table = Table::new(["NAME", "REPLICAS", "MESSAGE"], "nothing");
+        let long = "word ".repeat(40);
+        table.row([long.as_str().into(), 3.into(), long.as_str().into()]);
+        let text = table.render(Some(30), false);
+        let header = text.lines().next().unwrap_or_default();
+        let names: Vec<&str> = header.split_whitespace().collect();
+        assert_eq!(names, ["NAME", "REPLICAS", "MESSAGE"], "{text}");
+        assert!(
+            text.lines().all(|line| line.chars().count() <= 30),
+            "{text}"
+        );
     }
 
     #[test]

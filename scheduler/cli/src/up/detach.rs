@@ -22,10 +22,9 @@ const MARGIN: Duration = Duration::from_secs(90);
 const LOG_LINES: usize = 30;
 
 pub(super) fn launch(layout: &Layout, args: &UpArgs, output: &Output) -> anyhow::Result<()> {
-    layout
-        .make_data()
-        .and_then(|()| daemon::files::private_dir(&layout.data.join("logs"), 0o755))
-        .with_context(|| format!("make folder {}", layout.data.display()))?;
+    let logs = layout.data.join("logs");
+    daemon::files::private_dir(&logs, 0o755)
+        .with_context(|| format!("make folder {}", logs.display()))?;
     let log = layout.log("up");
     let (out, err) = open_log(&log).with_context(|| format!("open {}", log.display()))?;
     let before = out.metadata()?.len();

@@ -35,9 +35,10 @@ const RUNC_ROOT: &str = "/run/containerd/runc";
 
 pub(super) async fn run(layout: &Layout, keep_data: bool, output: &Output) -> anyhow::Result<()> {
     let record = Record::load(layout);
+    let ours = layout.is_ours();
     let was_there = layout.run.exists() || layout.state_file().exists();
     stop_supervisor(layout, output)?;
-    let _lock = match layout.data.is_dir() {
+    let _lock = match ours {
         // Nobody starts another while we clear away.
         true => Some(state::lock(layout)?.context("another `stokehold up` has started meanwhile")?),
         false => None,
@@ -77,19 +78,37 @@ pub(super) async fn run(layout: &Layout, keep_data: bool, output: &Output) -> an
         output.warn(format!("the context {} stays: {error:#}", super::CONTEXT));
     }
     if keep_data {
-        output.note(format!(
-            "stokehold is down; {} is kept",
-            layout.data.display()
-        ));
-        return Ok(());
+        let told = format!("stokehold is down; {} is kept", layout.data.display());
+        return output.done(
+            &Gone {
+                was_there,
+                kept_data: true,
+            },
+            told,
+        );
     }
-    remove_data(layout)?;
-    output.note(if was_there {
+    if ours {
+        remove_data(layout)?;
+    }
+    let told = if was_there {
         "stokehold is down; nothing of it is left".to_owned()
     } else {
         format!("nothing was up with {}", layout.data.display())
-    });
-    Ok(())
+    };
+    output.done(
+        &Gone {
+            was_there,
+            kept_data: false,
+        },
+        told,
+    )
+}
+
+/// What `down --output json` prints.
+#[derive(serde::Serialize)]
+struct Gone {
+    was_there: bool,
+    kept_data: bool,
 }
 
 fn stop_supervisor(layout: &Layout, output: &Output) -> anyhow::Result<()> {
@@ -206,7 +225,9 @@ pub(super) fn scrub(layout: &Layout) -> Vec<String> {
         let _ = fs::remove_dir(Path::new(RUNC_ROOT).join(&bundle.namespace));
     }
     note(mounts::remove_under(&layout.run));
-    note(mounts::remove_under(&layout.data));
+    if layout.is_ours() {
+        note(mounts::remove_under(&layout.data));
+    }
     note(cgroups::remove(&parent));
     if problems.is_empty() {
         let removed = absent(fs::remove_dir_all(&layout.run));

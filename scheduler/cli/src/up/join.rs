@@ -100,11 +100,42 @@ fn fits(role: Role, plan: &Plan, now: SystemTime) -> bool {
 fn lasts(found: &Identity, now: SystemTime) -> bool {
     let needed = now.duration_since(UNIX_EPOCH).unwrap_or_default() + RENEW_BEFORE;
     identity::validity_of(&found.chain[0])
-        .is_ok_and(|(_, until)| u64::try_from(until).is_ok_and(|until| until > needed.as_secs()))
+        .is_ok_and(|(until, _)| u64::try_from(until).is_ok_and(|until| until > needed.as_secs()))
 }
 
 /// Certificates in a file, whatever stands around them.
 fn read(path: &Path) -> Option<String> {
     let text = std::fs::read_to_string(path).ok()?;
     Some(text.split_whitespace().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use daemon::ca::CertificateAuthority;
+    use daemon::identity::{Subject, new_request};
+    use shared::ids::ClusterId;
+
+    #[test]
+    fn an_identity_lasts_until_a_month_before_its_end() {
+        let day = Duration::from_secs(24 * 3600);
+        let folder = tempfile::tempdir().expect("folder");
+        let ca = CertificateAuthority::create(&ClusterId::from_bits(1));
+        let subject = Subject {
+            cluster: ca.cluster().clone(),
+            role: Role::Agent,
+            node: "n1".parse().expect("name"),
+        };
+        let request = new_request();
+        let certificate = ca
+            .sign(&request.csr_pem, &subject, &[], day * 100)
+            .expect("signed");
+        let ca_pem = ca.certificate_pem();
+        Identity::save(folder.path(), &certificate, &request.key_pem, ca_pem).expect("saved");
+        let found = Identity::load(folder.path()).expect("loaded");
+        let now = SystemTime::now();
+        assert!(lasts(&found, now));
+        assert!(lasts(&found, now + day * 69));
+        assert!(!lasts(&found, now + day * 71));
+    }
 }

@@ -43,6 +43,11 @@ impl Layout {
         })
     }
 
+    /// Whether `up` has taken the data folder: only then is what lies in it under our names ours.
+    pub(super) fn is_ours(&self) -> bool {
+        self.lock_file().exists() || self.state_file().exists()
+    }
+
     /// Makes the data folder; one that exists keeps its mode and owner, since it may be anything.
     pub(super) fn make_data(&self) -> io::Result<()> {
         if self.data.is_dir() {

@@ -121,6 +121,9 @@ pub(crate) fn up(args: UpArgs, output: &Output) -> anyhow::Result<()> {
     if let Some(record) = state::running(&layout)? {
         return detach::already_up(&layout, record, &args, output);
     }
+    if !args.supervise {
+        state::claim(&layout)?;
+    }
     if args.detach && !args.supervise {
         return detach::launch(&layout, &args, output);
     }

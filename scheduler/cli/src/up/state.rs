@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::layout::Layout;
 use super::processes::Process;
+use crate::exit::Stop;
 
 pub(super) const VERSION: u32 = 1;
 
@@ -60,6 +61,30 @@ impl Record {
         daemon::files::write_atomic(&path, &json, 0o644)
             .with_context(|| format!("write {}", path.display()))
     }
+}
+
+/// Takes the data folder for this instance: from now on `down` may remove what [`Layout::contents`]
+/// names. A folder in which something of that name lies already is somebody else's.
+pub(super) fn claim(layout: &Layout) -> anyhow::Result<()> {
+    let folder = layout.data.display();
+    layout
+        .make_data()
+        .with_context(|| format!("make folder {folder}"))?;
+    if layout.is_ours() {
+        return Ok(());
+    }
+    let foreign = layout
+        .contents()
+        .find(|path| path.symlink_metadata().is_ok());
+    if let Some(foreign) = foreign {
+        return Err(Stop::Usage(format!(
+            "{} is not from `stokehold up`, and `down` would remove it: give a folder of its own \
+             with --data",
+            foreign.display()
+        ))
+        .into());
+    }
+    lock(layout).map(drop)
 }
 
 /// Held while it lives.
@@ -116,6 +141,22 @@ mod tests {
         drop(held);
         assert!(lock(&layout).expect("lock").is_some());
         assert!(running(&layout).expect("nobody").is_none());
+    }
+
+    #[test]
+    fn a_folder_with_somebody_elses_things_is_not_claimed() {
+        let folder = tempfile::tempdir().expect("folder");
+        let layout = layout(&folder);
+        std::fs::write(folder.path().join("thesis.tex"), b"x").expect("write");
+        let models = folder.path().join("models");
+        std::fs::create_dir(&models).expect("folder");
+        let refused = claim(&layout).expect_err("not ours").to_string();
+        assert!(refused.contains("models"), "{refused}");
+        assert!(!layout.is_ours());
+        std::fs::remove_dir(&models).expect("removed");
+        claim(&layout).expect("nothing is in its way");
+        std::fs::create_dir(&models).expect("folder");
+        claim(&layout).expect("ours by now");
     }
 
     #[test]

@@ -32,9 +32,6 @@ pub(super) async fn run(layout: &Layout, args: &UpArgs, output: &Output) -> anyh
         nix::unistd::setsid().context("leave the session")?;
     }
     let plan = Plan::new(layout, args)?;
-    layout
-        .make_data()
-        .with_context(|| format!("make folder {}", layout.data.display()))?;
     let Some(_lock) = state::lock(layout)? else {
         return Err(Stop::Usage(format!(
             "another `stokehold up` with {} is running",

@@ -228,9 +228,8 @@ impl Registry {
                 "model {name}/{version} is used by {user}: delete or update that first"
             )));
         }
-        let mut ops = vec![Op::Delete {
-            key: version_key(name, version),
-        }];
+        // The aliases first: where they are too many for one commit, none is left without a version.
+        let mut ops = Vec::new();
         for alias in self.aliases_of(name, version) {
             ops.push(Op::Delete {
                 key: alias_key(name, &alias),
@@ -243,6 +242,9 @@ impl Registry {
             versions.remove(&version);
         }
         self.versions.retain(|_, versions| !versions.is_empty());
+        ops.push(Op::Delete {
+            key: version_key(name, version),
+        });
         Ok(ops)
     }
 

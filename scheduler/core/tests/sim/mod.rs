@@ -104,7 +104,7 @@ impl Sim {
 
     pub(crate) fn registry_changed(&mut self) {
         let mut ctx = ctx(self.now, &mut self.rng);
-        let effects = self.core.registry_changed(&mut ctx);
+        let effects = self.core.pass(&mut ctx);
         self.apply(effects);
     }
 

@@ -16,6 +16,8 @@ use crate::output::Output;
 use crate::output::format::{count, short};
 
 const PERIOD: Duration = Duration::from_millis(400);
+/// One that ended between the request and our first look is ours.
+const POLLED_S: f64 = 1.0;
 const SILENCE: Duration = Duration::from_secs(60);
 
 pub(super) struct Watch<'a> {
@@ -39,14 +41,14 @@ impl Watch<'_> {
     pub(super) async fn run(&self, output: &Output) -> anyhow::Result<Outcome> {
         let progress = output.spinner();
         let mut seen = Seen::default();
-        let mut heard = Instant::now();
+        let (begun, mut heard) = (Instant::now(), Instant::now());
         let mut last_status = "nothing was heard of it".to_owned();
         loop {
             let call = Call::get(description_path(self.endpoint));
             match self.client.call::<EndpointDescription>(call).await {
                 Ok(description) => {
                     heard = Instant::now();
-                    for line in seen.changes(&description) {
+                    for line in seen.changes(&description, begun.elapsed().as_secs_f64()) {
                         progress.line(line);
                     }
                     if let Some(outcome) = outcome(&description, self.config_version) {
@@ -155,8 +157,9 @@ struct Seen {
 }
 
 impl Seen {
-    /// A line for each thing that is not as it was.
-    fn changes(&mut self, description: &EndpointDescription) -> Vec<String> {
+    /// A line for each thing that is not as it was. What ended before we began to watch, `watched_s`
+    /// seconds ago, is an older roll-out's.
+    fn changes(&mut self, description: &EndpointDescription, watched_s: f64) -> Vec<String> {
         let mut lines = Vec::new();
         let pending = description.endpoint.pending_config.as_ref();
         for entity in pending.iter().flat_map(|config| &config.served_entities) {
@@ -174,7 +177,8 @@ impl Seen {
         for replica in &description.replicas {
             let now = (replica.state.clone(), kept(&replica.state, &replica.reason));
             let known = self.replicas.insert(replica.id.to_string(), now.clone());
-            if known.as_ref() == Some(&now) {
+            let older = known.is_none() && replica.ended && replica.since_s > watched_s + POLLED_S;
+            if older || known.as_ref() == Some(&now) {
                 continue;
             }
             let reason = if replica.reason.is_empty() {
@@ -223,21 +227,39 @@ mod tests {
         let mut seen = Seen::default();
         let mut told = Vec::new();
         let mut at = description("IN_PROGRESS");
-        told.extend(seen.changes(&at));
+        told.extend(seen.changes(&at, 60.0));
         at.replicas = vec![replica(1, "fetching-model", "1 MiB of 40 MiB")];
-        told.extend(seen.changes(&at));
+        told.extend(seen.changes(&at, 60.0));
         at.replicas = vec![replica(1, "fetching-model", "9 MiB of 40 MiB")];
-        told.extend(seen.changes(&at));
+        told.extend(seen.changes(&at, 60.0));
         at.replicas = vec![replica(1, "failed", "exit 1")];
-        told.extend(seen.changes(&at));
+        told.extend(seen.changes(&at, 60.0));
         for seconds in ["2", "1"] {
             say(&mut at, &format!("the next start is in {seconds} s"));
-            told.extend(seen.changes(&at));
+            told.extend(seen.changes(&at, 60.0));
         }
         at.replicas.push(replica(2, "running", ""));
         say(&mut at, "replica 0000020000000000 is running");
-        told.extend(seen.changes(&at));
+        told.extend(seen.changes(&at, 60.0));
         insta::assert_snapshot!(told.join("\n"));
+    }
+
+    #[test]
+    fn what_ended_before_is_not_told() {
+        let mut at = description("IN_PROGRESS");
+        at.replicas = vec![
+            replica(1, "failed", "exit 1"),
+            replica(2, "failed", "exit 2"),
+        ];
+        for (replica, since_s) in at.replicas.iter_mut().zip([30.0, 0.5]) {
+            (replica.ended, replica.since_s) = (true, since_s);
+        }
+        let mut seen = Seen::default();
+        let told = seen.changes(&at, 0.0).join("\n");
+        assert!(
+            told.contains("exit 2") && !told.contains("exit 1"),
+            "{told}"
+        );
     }
 
     #[test]
