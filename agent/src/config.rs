@@ -212,19 +212,28 @@ impl Config {
 
     pub fn gateway_gid(&self) -> Result<Gid, InvalidConfig> {
         let group = self.gateway_group.as_str();
-        if let Ok(number) = group.parse::<u32>() {
-            return Ok(Gid::from_raw(number));
+        let gid = group_number(group)?;
+        if gid.as_raw() == 0 {
+            let problem = "must not be root's: replicas' logs are written under it";
+            return Err(invalid("gateway_group", group, problem));
         }
-        match Group::from_name(group) {
-            Ok(Some(found)) => Ok(found.gid),
-            Ok(None) => Err(InvalidConfig::NoGroup {
-                group: group.to_owned(),
-            }),
-            Err(source) => Err(InvalidConfig::LookUpGroup {
-                group: group.to_owned(),
-                source,
-            }),
-        }
+        Ok(gid)
+    }
+}
+
+fn group_number(group: &str) -> Result<Gid, InvalidConfig> {
+    if let Ok(number) = group.parse::<u32>() {
+        return Ok(Gid::from_raw(number));
+    }
+    match Group::from_name(group) {
+        Ok(Some(found)) => Ok(found.gid),
+        Ok(None) => Err(InvalidConfig::NoGroup {
+            group: group.to_owned(),
+        }),
+        Err(source) => Err(InvalidConfig::LookUpGroup {
+            group: group.to_owned(),
+            source,
+        }),
     }
 }
 
@@ -294,6 +303,10 @@ mod tests {
     fn a_group_is_a_name_or_a_number() {
         let config = parse("gateway_group = \"4711\"");
         assert_eq!(config.gateway_gid().expect("number").as_raw(), 4711);
+        for root in ["0", "root"] {
+            let config = parse(&format!("gateway_group = \"{root}\""));
+            assert!(config.gateway_gid().is_err(), "{root} was accepted");
+        }
         let config = parse("gateway_group = \"no-such-group-anywhere\"");
         assert!(matches!(
             config.gateway_gid(),

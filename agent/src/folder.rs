@@ -52,11 +52,7 @@ fn failed<E: Into<io::Error>>(
 impl Folders {
     /// Makes `run_dir`: readable by the gateway's group, closed to everybody else.
     pub fn open(run_dir: &Path, gateway_gid: Gid) -> Result<Self, FolderError> {
-        let mut builder = DirBuilder::new();
-        builder.recursive(true).mode(0o755);
-        builder
-            .create(run_dir)
-            .map_err(failed("make folder", run_dir))?;
+        make_passable(run_dir).map_err(failed("make folder", run_dir))?;
         set_owner(run_dir, Uid::from_raw(0), gateway_gid, 0o750)?;
         Ok(Self {
             run_dir: run_dir.to_owned(),
@@ -70,6 +66,11 @@ impl Folders {
 
     fn announcement(&self, replica: &ReplicaId) -> PathBuf {
         self.run_dir.join(LocalReplica::file_name(replica))
+    }
+
+    /// Under this name until it is whole.
+    fn half_announcement(&self, replica: &ReplicaId) -> PathBuf {
+        self.run_dir.join(format!(".{replica}.json.tmp"))
     }
 
     /// A fresh folder, also where an earlier attempt left one.
@@ -95,7 +96,7 @@ impl Folders {
     /// Tells the gateway of a replica whose container runs.
     pub fn announce(&self, replica: &LocalReplica) -> Result<(), FolderError> {
         let path = self.announcement(&replica.replica);
-        let temporary = self.run_dir.join(format!(".{}.json.tmp", replica.replica));
+        let temporary = self.half_announcement(&replica.replica);
         let text = serde_json::to_vec_pretty(replica).expect("text keys and whole numbers");
         remove_file(&temporary)?;
         let written = write_for_group(&temporary, &text, self.gateway_gid)
@@ -106,6 +107,7 @@ impl Folders {
     /// Takes the announcement back, then the folder.
     pub fn remove(&self, replica: &ReplicaId) -> Result<(), FolderError> {
         remove_file(&self.announcement(replica))?;
+        remove_file(&self.half_announcement(replica))?;
         let path = self.path(replica);
         // More than one, if an agent was killed between two attempts.
         while is_mount(&path).map_err(failed("look at", &path))? {
@@ -146,6 +148,19 @@ fn parse_entry(name: &OsString) -> Option<Entry> {
         Some(id) => ReplicaId::parse(id).ok().map(Entry::Announcement),
         None => ReplicaId::parse(name).ok().map(Entry::Folder),
     }
+}
+
+/// Makes a folder and what is missing above it so that every user may pass through, whatever this
+/// process's umask is: a gateway that is not root must come to what lies below.
+pub fn make_passable(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    if let Some(above) = path.parent() {
+        make_passable(above)?;
+    }
+    DirBuilder::new().mode(0o755).create(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755))
 }
 
 /// Whether another file system lies there than around it.
@@ -207,6 +222,19 @@ mod tests {
         for other in ["gateway.sock", ".0123456789abcdef.json.tmp", "x.json", ""] {
             assert!(parse(other).is_none(), "{other}");
         }
+    }
+
+    #[test]
+    fn what_an_announcement_that_was_cut_off_left_goes_with_the_replica() {
+        let folder = tempfile::tempdir().expect("folder");
+        let folders = Folders {
+            run_dir: folder.path().to_owned(),
+            gateway_gid: nix::unistd::getegid(),
+        };
+        let id = ReplicaId::from_bits(1);
+        fs::write(folder.path().join(format!(".{id}.json.tmp")), "{").expect("written");
+        folders.remove(&id).expect("removed");
+        assert_eq!(fs::read_dir(folder.path()).expect("listed").count(), 0);
     }
 
     #[test]

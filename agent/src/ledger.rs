@@ -87,7 +87,7 @@ impl Ledger {
         &self.replicas
     }
 
-    /// The highest epoch ever seen, in a plan or in a greeting.
+    /// The highest epoch of any plan that was taken.
     pub fn highest_epoch(&self) -> Epoch {
         self.highest_epoch
     }

@@ -17,7 +17,7 @@
 //! | [`ledger`] | what is remembered over a restart |
 //! | [`world`] | what is remembered until then |
 //! | [`replica`], [`reconcile`] | decide, in pure code |
-//! | [`spec`] | a planned replica as an OCI runtime spec, in pure code |
+//! | [`spec`], [`environment`] | a planned replica as an OCI runtime spec, in pure code |
 //! | [`control_loop`] | look, decide, remember, act |
 //! | [`look`], [`containerd`] | what there is; the calls to containerd, each with a time-out |
 //! | [`executor`], [`steps`] | carry out what was decided, bounded |
@@ -31,6 +31,7 @@ pub mod cgroup;
 pub mod config;
 pub mod containerd;
 pub mod control_loop;
+pub mod environment;
 pub mod executor;
 pub mod folder;
 pub mod ledger;

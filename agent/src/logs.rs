@@ -4,14 +4,14 @@
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use nix::unistd::{Gid, Uid};
 use shared::ids::ReplicaId;
 
-use crate::folder::{FolderError, set_owner};
+use crate::folder::{FolderError, make_passable, set_owner};
 
 /// Logs of replicas that are gone stay this long.
 const KEPT_FOR: Duration = Duration::from_secs(24 * 3600);
@@ -49,11 +49,7 @@ fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Log
 
 impl LogFolders {
     pub fn open(log_dir: &Path, gateway_gid: Gid, shim: &Path) -> Result<Self, LogError> {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(log_dir)
-            .map_err(failed("make folder", log_dir))?;
+        make_passable(log_dir).map_err(failed("make folder", log_dir))?;
         Ok(Self {
             log_dir: log_dir.to_owned(),
             gateway_gid,
@@ -61,9 +57,14 @@ impl LogFolders {
         })
     }
 
-    /// Makes the folder of a replica that is about to start; an earlier attempt's lines are kept.
+    /// Makes the folder of a replica that is about to start; an earlier attempt's lines are kept,
+    /// unless it ran under another user (its record was lost): the shim could not go on with them.
     pub fn make(&self, replica: &ReplicaId, uid: u32) -> Result<(), LogError> {
         let path = self.log_dir.join(replica.as_str());
+        let others = |m: &fs::Metadata| m.is_dir() && m.uid() != uid && m.uid() != 0;
+        if fs::symlink_metadata(&path).is_ok_and(|m| others(&m)) {
+            fs::remove_dir_all(&path).map_err(failed("remove logs in", &path))?;
+        }
         match DirBuilder::new().mode(0o700).create(&path) {
             Ok(()) => {}
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
@@ -103,12 +104,16 @@ impl LogFolders {
             }
         }
         let gone = to_remove(ended);
+        let mut failure = None;
         for id in &gone {
             let path = self.log_dir.join(id.as_str());
             // Does not follow links, also where its owner exchanges folders meanwhile.
-            fs::remove_dir_all(&path).map_err(failed("remove logs in", &path))?;
+            if let Err(error) = fs::remove_dir_all(&path) {
+                // One that cannot be removed must not keep the others.
+                failure.get_or_insert(failed("remove logs in", &path)(error));
+            }
         }
-        Ok(gone.len())
+        failure.map_or(Ok(gone.len()), Err)
     }
 }
 
@@ -173,6 +178,26 @@ mod tests {
         assert!(folder.path().join(id(1).as_str()).exists());
         assert!(!folder.path().join(id(2).as_str()).exists());
         assert!(folder.path().join("note").exists());
+    }
+
+    #[test]
+    fn lines_of_another_user_make_way_for_the_new_ones() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let folder = tempfile::tempdir().expect("folder");
+        let gid = nix::unistd::getegid();
+        let logs = LogFolders::open(folder.path(), gid, Path::new("/shim")).expect("open");
+        let id = ReplicaId::from_bits(1);
+        let line = folder.path().join(id.as_str()).join("current.jsonl");
+        logs.make(&id, 5000).expect("made");
+        fs::write(&line, "x").expect("written");
+        logs.make(&id, 5000).expect("made again");
+        assert!(line.exists());
+        logs.make(&id, 5001).expect("made for another user");
+        assert!(!line.exists());
+        let owner = fs::metadata(folder.path().join(id.as_str())).expect("there");
+        assert_eq!((owner.uid(), owner.mode() & 0o7777), (5001, 0o750));
     }
 
     #[test]

@@ -27,6 +27,8 @@ pub struct Look {
     pub images_ready: BTreeSet<ImageRef>,
     /// Images that this instance brought in.
     pub images_ours: BTreeSet<ImageRef>,
+    /// Containers with this instance's label whose other labels are not a replica's.
+    pub unreadable: BTreeSet<String>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -43,13 +45,15 @@ pub async fn look(steps: &Steps, planned: &[PlannedImage]) -> Result<Look, LookE
     let work = async {
         let containers = containers(&steps.containerd, &steps.instance);
         let images = images(&steps.containerd, &steps.instance, planned);
-        let (containers, (images_ready, images_ours)) = tokio::try_join!(containers, images)?;
+        let ((containers, unreadable), (images_ready, images_ours)) =
+            tokio::try_join!(containers, images)?;
         Ok::<_, LookError>(Look {
             containers,
             // One folder of a few entries, in memory.
             local: steps.folders.list()?,
             images_ready,
             images_ours,
+            unreadable,
         })
     };
     tokio::time::timeout(LIMIT, work)
@@ -57,12 +61,14 @@ pub async fn look(steps: &Steps, planned: &[PlannedImage]) -> Result<Look, LookE
         .map_err(|_| LookError::TimedOut)?
 }
 
+type Containers = BTreeMap<ReplicaId, (ReplicaRecord, ContainerState)>;
+
 async fn containers(
     containerd: &Containerd,
     instance: &str,
-) -> Result<BTreeMap<ReplicaId, (ReplicaRecord, ContainerState)>, CallError> {
+) -> Result<(Containers, BTreeSet<String>), CallError> {
     // Records first: a container that is made in between has a record without a task, at worst.
-    let records = containerd.list_replicas(instance).await?;
+    let (records, unreadable) = containerd.list_replicas(instance).await?;
     let mut tasks = containerd.list_tasks().await?;
     let states = records.into_iter().map(|(id, record)| {
         let listed = tasks.remove(id.as_str());
@@ -74,7 +80,8 @@ async fn containers(
             Ok::<_, CallError>((id, (record, state)))
         }
     });
-    Ok(try_join_all(states).await?.into_iter().collect())
+    let states = try_join_all(states).await?.into_iter().collect();
+    Ok((states, unreadable))
 }
 
 /// The list leaves out what does not answer; only a clear "there is none" counts as none.

@@ -230,7 +230,11 @@ fn wanted(view: &ReplicaView, needs: &Needs, ran_in_this_boot: bool, now: MonoTi
         ContainerState::Unknown => unknown(),
         ContainerState::Running => {
             let step = (!view.local.announced).then_some(Step::Announce);
-            verdict(ReplicaPhase::Running, trouble_reason(view), step)
+            verdict(
+                ReplicaPhase::Running,
+                trouble_reason(view),
+                patient(view, step, now),
+            )
         }
         ContainerState::Exited(exit) => failed(exit_reason(exit), Some(exit.clone())),
         ContainerState::Absent | ContainerState::NoTask if ran_in_this_boot => failed(
@@ -285,13 +289,13 @@ fn unwanted(view: &ReplicaView, now: MonoTime) -> Verdict {
     match &view.container {
         ContainerState::Unknown => unknown(),
         ContainerState::Running => match view.stop {
-            StopProgress::NotAsked => stopping(Some(Step::Signal)),
+            StopProgress::NotAsked => stopping(patient(view, Some(Step::Signal), now)),
             StopProgress::Asked { at } if now.saturating_since(at) >= view.grace => {
-                stopping(Some(Step::Kill))
+                stopping(patient(view, Some(Step::Kill), now))
             }
             StopProgress::Asked { .. } => stopping(None),
         },
-        ContainerState::Created => stopping(Some(Step::Kill)),
+        ContainerState::Created => stopping(patient(view, Some(Step::Kill), now)),
         ContainerState::Exited(_) | ContainerState::NoTask => {
             stopping(patient(view, Some(Step::Remove), now))
         }
@@ -480,6 +484,24 @@ mod tests {
         let last = decide(&replica, &boot(), now);
         assert_eq!(last.phase, ReplicaPhase::Failed);
         assert_eq!(last.reason, "could not be started: no room");
+    }
+
+    #[test]
+    fn a_step_that_failed_is_not_tried_again_before_its_time() {
+        let wanted = Wanted::Yes(Needs::Nothing);
+        let mut announce = view(wanted, started(), ContainerState::Running);
+        let mut signal = view(Wanted::No, started(), ContainerState::Running);
+        let mut kill = view(Wanted::No, started(), ContainerState::Created);
+        let trouble = Trouble::after(None, "refused".into(), MonoTime::ZERO);
+        for (replica, want) in [
+            (&mut announce, Step::Announce),
+            (&mut signal, Step::Signal),
+            (&mut kill, Step::Kill),
+        ] {
+            replica.trouble = Some(trouble.clone());
+            assert_eq!(step(replica, 0), None, "{want:?}");
+            assert_eq!(step(replica, 1), Some(want));
+        }
     }
 
     fn any_view() -> impl Strategy<Value = ReplicaView> {

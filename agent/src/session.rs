@@ -25,7 +25,8 @@ const REPORT_LIMITS: (Duration, Duration) = (Duration::from_millis(200), Duratio
 pub struct Session {
     pub link: LinkHandle,
     pub events: mpsc::Receiver<LinkEvent>,
-    /// Full when the control loop is behind: then the session waits, and with it the scheduler.
+    /// Full when the control loop is behind, a hanging containerd for instance. Reports go on then,
+    /// and of the plans that come meanwhile the last one counts.
     pub plans: mpsc::Sender<Plan>,
     pub view: watch::Receiver<Arc<NodeView>>,
     pub samples: watch::Receiver<Arc<Samples>>,
@@ -47,17 +48,29 @@ pub fn hello(view: &watch::Receiver<Arc<NodeView>>) -> Hello {
 impl Session {
     pub async fn run(mut self, cancel: CancellationToken) -> anyhow::Result<()> {
         let mut ticker = ticker(REPORT_EVERY);
+        let mut waiting: Option<Plan> = None;
         loop {
             tokio::select! {
                 () = cancel.cancelled() => return Ok(()),
                 _ = ticker.tick() => self.report(),
+                room = self.plans.reserve(), if waiting.is_some() => {
+                    let plan = waiting.take();
+                    // A closed channel means that the daemon stops.
+                    if let (Ok(room), Some(plan)) = (room, plan) {
+                        room.send(plan);
+                    }
+                }
                 event = self.events.recv() => match event {
                     None => return Ok(()),
                     Some(LinkEvent::Up(welcome)) => {
                         ticker = self::ticker(interval(welcome.report_interval_ms));
                     }
                     Some(LinkEvent::Down { reason }) => debug!(reason, "session is down"),
-                    Some(LinkEvent::Frame(frame)) => self.frame(frame).await,
+                    Some(LinkEvent::Frame(frame)) => {
+                        if let Some(plan) = self.plan_in(frame) {
+                            waiting = Some(plan);
+                        }
+                    }
                     // Dropping the stream tells the asker that there is no answer here.
                     Some(LinkEvent::Request { .. }) => debug!("an agent answers no requests"),
                 },
@@ -65,11 +78,10 @@ impl Session {
         }
     }
 
-    async fn frame(&self, frame: ServerBody) {
+    fn plan_in(&self, frame: ServerBody) -> Option<Plan> {
         match frame {
             ServerBody::Plan(message) => match Plan::try_from(message) {
-                // A closed channel means that the daemon stops.
-                Ok(plan) => drop(self.plans.send(plan).await),
+                Ok(plan) => return Some(plan),
                 Err(error) => {
                     self.metrics.plan_refused();
                     warn!(error = %Chain(&error), "plan refused: it is not valid");
@@ -78,6 +90,7 @@ impl Session {
             ServerBody::Welcome(_) => debug!("a second welcome was ignored"),
             ServerBody::Routes(_) => debug!("routes were ignored: they are for gateways"),
         }
+        None
     }
 
     /// Reports are worthless when late: one that finds no room is dropped.
@@ -128,6 +141,47 @@ pub fn compose(view: &NodeView, samples: &Samples) -> AgentReport {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fixtures::plan_with;
+    use prometheus_client::registry::Registry;
+    use shared::ids::Revision;
+    use shared::wire::PlanMessage;
+
+    #[tokio::test(start_paused = true)]
+    async fn while_nobody_takes_plans_the_session_goes_on_and_keeps_the_last_one() {
+        let (outgoing, _out) = mpsc::channel(1);
+        let (_none, connection) = watch::channel(None);
+        let (link_events, events) = mpsc::channel(8);
+        let (plans, mut taken) = mpsc::channel(1);
+        let ledger = crate::ledger::Ledger::default();
+        let session = Session {
+            link: LinkHandle {
+                outgoing,
+                connection,
+            },
+            events,
+            plans,
+            view: watch::channel(Arc::new(NodeView::empty(&ledger))).1,
+            samples: watch::channel(Arc::new(Samples::default())).1,
+            metrics: Metrics::register(&mut Registry::default()),
+        };
+        let cancel = CancellationToken::new();
+        let session = tokio::spawn(session.run(cancel.clone()));
+        for revision in 1..=20 {
+            let plan = PlanMessage::from(&plan_with(1, revision, vec![]));
+            let frame = LinkEvent::Frame(ServerBody::Plan(plan));
+            let sent = tokio::time::timeout(Duration::from_secs(60), link_events.send(frame));
+            let sent = sent.await.expect("the session waits for the plans' taker");
+            sent.expect("the session runs");
+        }
+        let mut last = Revision(0);
+        while last < Revision(20) {
+            let plan = taken.recv().await.expect("the session runs");
+            assert!(plan.revision > last, "an older plan came later");
+            last = plan.revision;
+        }
+        cancel.cancel();
+        session.await.expect("ran").expect("ended well");
+    }
 
     #[test]
     fn the_interval_is_the_schedulers_within_reason() {

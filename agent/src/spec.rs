@@ -5,7 +5,6 @@
 //! but user (and a network namespace with nothing but loopback), limits on memory, swap, CPU and
 //! processes, and nothing of the host but the model (read-only) and the replica's folder.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
@@ -17,7 +16,9 @@ use oci_spec::runtime::{
 };
 use shared::ids::ReplicaId;
 use shared::plan::{PlannedImage, PlannedReplica};
-use shared::runtime::{REPLICA_FOLDER, REPLICA_SOCKET, Resources, Transport};
+use shared::runtime::{REPLICA_FOLDER, Resources, Transport};
+
+use crate::environment::{self, EnvironmentError};
 
 /// The period of the CPU quota, in microseconds: the kernel's default.
 const CPU_PERIOD_US: u64 = 100_000;
@@ -58,8 +59,10 @@ pub enum CgroupLayout {
 pub enum SpecError {
     #[error("command is empty or holds a zero byte")]
     Command,
-    #[error("environment variable {name:?} holds a zero byte or has no name")]
-    Environment { name: String },
+    #[error(transparent)]
+    Environment(#[from] EnvironmentError),
+    #[error("a replica must not run as root")]
+    Root,
     #[error(
         "model_mount {path:?} must be an absolute path that lies in none of {}",
         RESERVED.join(", ")
@@ -79,7 +82,10 @@ pub fn render(
     context: &SpecContext,
 ) -> Result<Spec, SpecError> {
     check(replica)?;
-    let environment = environment(replica, image)?;
+    if context.uid == 0 {
+        return Err(SpecError::Root);
+    }
+    let environment = environment::of(replica, image)?;
     let spec = SpecBuilder::default()
         .version("1.0.2")
         .root(root())
@@ -129,35 +135,6 @@ fn check(replica: &PlannedReplica) -> Result<(), SpecError> {
         Some(problem) => Err(SpecError::Resources { problem }),
         None => Ok(()),
     }
-}
-
-/// The image's variables, then the template's, then ours; the later of two wins.
-fn environment(replica: &PlannedReplica, image: &PlannedImage) -> Result<Vec<String>, SpecError> {
-    let mut variables: BTreeMap<&str, &str> = BTreeMap::new();
-    for entry in &image.environment {
-        let (name, value) = entry.split_once('=').unwrap_or((entry, ""));
-        variables.insert(name, value);
-    }
-    // The root is read-only, and an image's HOME is seldom a folder that this user may write to.
-    variables.insert("HOME", "/tmp");
-    for (name, value) in &replica.container.environment {
-        variables.insert(name, value);
-    }
-    let socket = format!("{REPLICA_FOLDER}/{REPLICA_SOCKET}");
-    variables.insert("STOKEHOLD_SOCKET", &socket);
-    variables.insert("STOKEHOLD_MODEL_DIR", &replica.container.model_mount);
-    variables.insert("STOKEHOLD_REPLICA", replica.id.as_str());
-    variables.insert("STOKEHOLD_ENDPOINT", replica.endpoint.as_str());
-    for (name, value) in &variables {
-        if name.is_empty() || name.contains(['\0', '=']) || value.contains('\0') {
-            let name = name.chars().take(80).collect();
-            return Err(SpecError::Environment { name });
-        }
-    }
-    Ok(variables
-        .into_iter()
-        .map(|(name, value)| format!("{name}={value}"))
-        .collect())
 }
 
 fn root() -> oci_spec::runtime::Root {
@@ -419,24 +396,6 @@ mod tests {
     }
 
     #[test]
-    fn ours_win_over_the_templates_variables_and_those_over_the_images() {
-        let mut replica = planned_replica(1);
-        let environment = &mut replica.container.environment;
-        environment.insert("PATH".into(), "/opt/bin".into());
-        environment.insert("STOKEHOLD_REPLICA".into(), "another".into());
-        let got = super::environment(&replica, &planned_image()).expect("valid");
-        for want in [
-            "PATH=/opt/bin",
-            "HOME=/tmp",
-            "LEVEL=warn",
-            "STOKEHOLD_REPLICA=0000000000000001",
-            "STOKEHOLD_SOCKET=/run/stokehold/http.sock",
-        ] {
-            assert!(got.iter().any(|v| v == want), "{want} is not in {got:?}");
-        }
-    }
-
-    #[test]
     fn what_would_weaken_the_container_is_refused() {
         let refused = |change: &dyn Fn(&mut PlannedReplica)| {
             let mut replica = planned_replica(1);
@@ -468,10 +427,10 @@ mod tests {
             refused(&|r| r.container.transport = Transport::Tcp),
             SpecError::Tcp
         );
-        let zero = refused(&|r| {
-            r.container.environment.insert("A".into(), "\0".into());
-        });
-        assert_eq!(zero, SpecError::Environment { name: "A".into() });
+        let mut root = context();
+        root.uid = 0;
+        let refused = render(&planned_replica(1), &planned_image(), &root);
+        assert_eq!(refused.expect_err("refused"), SpecError::Root);
     }
 
     #[test]

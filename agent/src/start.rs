@@ -29,7 +29,7 @@ use crate::metrics::Metrics;
 use crate::models::CachedModels;
 use crate::replica::BootId;
 use crate::sampler::gpu::GpuProbe;
-use crate::sampler::{Sampler, Samples};
+use crate::sampler::{self, Sampler, Samples};
 use crate::session::{Session, hello};
 use crate::steps::Steps;
 
@@ -80,10 +80,23 @@ async fn assemble(
         .with_context(|| format!("make folder {}", config.state_dir.display()))?;
     let ledger_path = LedgerPath::in_folder(&config.state_dir);
     let ledger = open_ledger(&ledger_path)?;
-    let cache = Cache::open(&config.cache_dir, config.cache_capacity)?;
+    let (cache_dir, capacity) = (config.cache_dir.clone(), config.cache_capacity);
+    // Taking stock of many models takes a while.
+    let cache = tokio::task::spawn_blocking(move || Cache::open(&cache_dir, capacity)).await??;
+
+    let (view, view_rx) = watch::channel(Arc::new(NodeView::empty(&ledger)));
+    let greeting = view_rx.clone();
+    let options = LinkOptions {
+        addresses,
+        identity,
+        hello: Arc::new(move || hello(&greeting)),
+    };
+    let (handle, link_events, keep_link) = link(options, cancel.clone());
+    let models = Arc::new(CachedModels::new(cache, handle.connection.clone()));
 
     let mut registry = Registry::default();
     let metrics = Metrics::register(&mut registry);
+    models.register(&mut registry);
     let (ready, readiness) = daemon::admin::readiness("adopting replicas");
     tasks.spawn(
         "admin",
@@ -100,20 +113,10 @@ async fn assemble(
         open_files: crate::steps::open_files(),
     });
 
-    let (view, view_rx) = watch::channel(Arc::new(NodeView::empty(&ledger)));
     let (running, running_rx) = watch::channel(Vec::new());
     let (samples, samples_rx) = watch::channel(Arc::new(Samples::default()));
     let (plans, plans_rx) = mpsc::channel(PLANS);
     let (events, events_rx) = mpsc::channel(EVENTS);
-
-    let greeting = view_rx.clone();
-    let options = LinkOptions {
-        addresses,
-        identity,
-        hello: Arc::new(move || hello(&greeting)),
-    };
-    let (handle, link_events, keep_link) = link(options, cancel.clone());
-    let models = Arc::new(CachedModels::new(cache, handle.connection.clone()));
 
     tasks.spawn(
         "containerd-events",
@@ -131,6 +134,7 @@ async fn assemble(
         gpus: GpuProbe::start(config.nvml_library.clone()).context("start NVML's thread")?,
         running: running_rx,
         samples,
+        cpu_millis: sampler::cpu_millis(),
     };
     tasks.spawn("sampler", sampler.run(cancel.clone()));
     let control_loop = ControlLoop::new(Parts {
@@ -233,9 +237,14 @@ fn boot_id() -> anyhow::Result<BootId> {
 
 async fn clean_logs(
     logs: LogFolders,
-    view: watch::Receiver<Arc<NodeView>>,
+    mut view: watch::Receiver<Arc<NodeView>>,
     cancel: CancellationToken,
 ) -> anyhow::Result<()> {
+    // Before the first look nothing is known to live, and nothing may pass for gone.
+    tokio::select! {
+        () = cancel.cancelled() => return Ok(()),
+        Ok(()) = view.changed() => {}
+    }
     loop {
         tokio::select! {
             () = cancel.cancelled() => return Ok(()),
@@ -255,5 +264,35 @@ async fn clean_logs(
             Ok(Err(error)) => warn!(error = %Chain(&error), "old logs were not removed"),
             Err(ended) => warn!(error = %ended, "old logs were not removed"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shared::ids::ReplicaId;
+
+    #[tokio::test(start_paused = true)]
+    async fn before_the_first_look_no_log_passes_for_that_of_a_replica_that_is_gone() {
+        let folder = tempfile::tempdir().expect("folder");
+        let gid = nix::unistd::getegid();
+        let logs = LogFolders::open(folder.path(), gid, Path::new("/shim")).expect("open");
+        let old = folder.path().join(ReplicaId::from_bits(1).as_str());
+        std::fs::create_dir(&old).expect("made");
+        let times = std::fs::FileTimes::new().set_modified(SystemTime::UNIX_EPOCH);
+        let opened = std::fs::File::open(&old).expect("there");
+        opened.set_times(times).expect("set");
+
+        let empty = || Arc::new(NodeView::empty(&Ledger::default()));
+        let (view, seen) = watch::channel(empty());
+        let cancel = CancellationToken::new();
+        let cleaning = tokio::spawn(clean_logs(logs, seen, cancel.clone()));
+        tokio::time::sleep(3 * CLEAN_LOGS_EVERY).await;
+        assert!(old.exists());
+        view.send_replace(empty());
+        tokio::time::sleep(3 * CLEAN_LOGS_EVERY).await;
+        assert!(!old.exists());
+        cancel.cancel();
+        cleaning.await.expect("ran").expect("ended well");
     }
 }

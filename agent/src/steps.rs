@@ -186,18 +186,11 @@ impl Steps {
         let (steps, replica) = (Arc::clone(self), id.clone());
         // The announcement first: the gateway must not look for a replica that goes away.
         blocking(move || Ok(steps.folders.remove(&replica)?)).await?;
-        self.clear_container(id).await?;
-        let (steps, replica) = (Arc::clone(self), id.clone());
-        blocking(move || {
-            steps
-                .cgroups
-                .remove(&steps.instance, &replica)
-                .map_err(|(path, source)| StepError::Cgroup { path, source })
-        })
-        .await
+        self.clear_container(id).await
     }
 
-    async fn clear_container(&self, id: &ReplicaId) -> Result<(), StepError> {
+    /// Its control group goes as well: a new attempt must not inherit what an old one's counted.
+    async fn clear_container(self: &Arc<Self>, id: &ReplicaId) -> Result<(), StepError> {
         match self.containerd.task_state(id).await? {
             ContainerState::Absent | ContainerState::NoTask => {}
             ContainerState::Unknown => return Err(StepError::StateUnknown),
@@ -208,6 +201,14 @@ impl Steps {
             }
         }
         self.containerd.remove_snapshot(id.as_str()).await?;
+        let (steps, replica) = (Arc::clone(self), id.clone());
+        blocking(move || {
+            steps
+                .cgroups
+                .remove(&steps.instance, &replica)
+                .map_err(|(path, source)| StepError::Cgroup { path, source })
+        })
+        .await?;
         Ok(self.containerd.delete_container(id).await?)
     }
 

@@ -61,6 +61,7 @@ impl World {
         self.note_unneeded_images(&look, ledger, now);
         self.look = look;
         self.unknown.clear();
+        self.forget_what_nobody_names(ledger);
         *ledger != before
     }
 
@@ -79,8 +80,34 @@ impl World {
             .collect();
     }
 
-    pub fn out_of_memory(&mut self, id: ReplicaId) {
-        self.out_of_memory.insert(id);
+    /// Troubles of images and models that no plan has any more.
+    fn forget_what_nobody_names(&mut self, ledger: &Ledger) {
+        let plan = ledger.plan();
+        self.troubles.retain(|subject, _| match subject {
+            Subject::Replica(_) => true,
+            Subject::Image(reference) => plan
+                .into_iter()
+                .flat_map(|plan| &plan.images)
+                .any(|image| image.reference == *reference),
+            Subject::Model(manifest) => plan
+                .into_iter()
+                .flat_map(|plan| &plan.models)
+                .any(|model| model.manifest == *manifest),
+        });
+    }
+
+    /// Whether it is one of ours: other instances' replicas live in the same namespace.
+    pub fn out_of_memory(&mut self, id: &ReplicaId, ledger: &Ledger) -> bool {
+        let ours = ledger.replicas().contains_key(id) || self.look.containers.contains_key(id);
+        if ours {
+            self.out_of_memory.insert(id.clone());
+        }
+        ours
+    }
+
+    /// Containers that carry our label and could not be read at the last look.
+    pub fn unreadable(&self) -> &BTreeSet<String> {
+        &self.look.unreadable
     }
 
     pub fn was_out_of_memory(&self, id: &ReplicaId) -> bool {
@@ -89,6 +116,11 @@ impl World {
 
     pub fn done(&mut self, done: &Done, now: MonoTime) {
         let before = self.troubles.remove(&done.subject);
+        if let (WorkKind::DropImage, Subject::Image(reference)) = (done.kind, &done.subject) {
+            // Where it could not be dropped, its time begins anew: nothing waits for that room.
+            self.unneeded_images.insert(reference.clone(), now);
+            return;
+        }
         match &done.outcome {
             Outcome::Done => {
                 if let (WorkKind::Signal, Subject::Replica(id)) = (done.kind, &done.subject) {
@@ -98,6 +130,10 @@ impl World {
             Outcome::Failed { reason } => {
                 let trouble = Trouble::after(before.as_ref(), reason.clone(), now);
                 self.troubles.insert(done.subject.clone(), trouble);
+                if let (WorkKind::Signal, Subject::Replica(id)) = (done.kind, &done.subject) {
+                    // What cannot be asked is not left running for ever: it is killed after its grace.
+                    self.stops.entry(id.clone()).or_insert(now);
+                }
             }
             Outcome::Unknown { reason } => {
                 if let Subject::Replica(id) = &done.subject {
@@ -406,6 +442,58 @@ mod tests {
             MonoTime::ZERO,
         );
         assert_eq!(statuses(&mut world, &ledger), ReplicaPhase::Running);
+    }
+
+    #[test]
+    fn a_replica_that_cannot_be_asked_to_stop_is_killed_after_its_grace() {
+        let (mut world, mut ledger) = (World::default(), ledger());
+        let now = MonoTime::ZERO;
+        world.looked(look_of(ContainerState::Running), &mut ledger, &boot(), now);
+        let node = NodeName::parse("n1").expect("valid");
+        ledger.offer(&node, plan_with(1, 2, vec![])).expect("taken");
+        let reason = "no such signal".to_owned();
+        world.done(&done(WorkKind::Signal, Outcome::Failed { reason }), now);
+        let id = planned_replica(1).id;
+        let step = |world: &World, secs| {
+            let pass = pass(world, &ledger, MonoTime::from_secs(secs));
+            pass.replicas[&id].step.clone()
+        };
+        assert_eq!(step(&world, 19), None);
+        assert_eq!(step(&world, 20), Some(Step::Kill));
+    }
+
+    #[test]
+    fn an_image_that_could_not_be_dropped_is_left_for_another_hour() {
+        let (mut world, mut ledger) = (World::default(), Ledger::default());
+        let node = NodeName::parse("n1").expect("valid");
+        let mut empty = plan_with(1, 1, vec![]);
+        empty.images.clear();
+        ledger.offer(&node, empty).expect("taken");
+        let look = Look {
+            images_ours: BTreeSet::from([image_ref()]),
+            ..Look::default()
+        };
+        world.looked(look.clone(), &mut ledger, &boot(), MonoTime::ZERO);
+        let hour = reconcile::IMAGE_KEPT_FOR.as_secs();
+        let actions = |world: &World, secs| pass(world, &ledger, MonoTime::from_secs(secs)).actions;
+        assert_eq!(actions(&world, hour).len(), 1);
+        let reason = "refused".to_owned();
+        let failed = Done {
+            subject: Subject::Image(image_ref()),
+            ..done(WorkKind::DropImage, Outcome::Failed { reason })
+        };
+        world.done(&failed, MonoTime::from_secs(hour));
+        let mut again = ledger.clone();
+        world.looked(look, &mut again, &boot(), MonoTime::from_secs(hour));
+        assert_eq!(actions(&world, 2 * hour - 1), vec![]);
+        assert_eq!(actions(&world, 2 * hour).len(), 1);
+    }
+
+    #[test]
+    fn the_memory_troubles_of_other_instances_are_not_ours() {
+        let (mut world, ledger) = (World::default(), ledger());
+        assert!(!world.out_of_memory(&ReplicaId::from_bits(9), &ledger));
+        assert!(world.out_of_memory(&planned_replica(1).id, &ledger));
     }
 
     #[test]

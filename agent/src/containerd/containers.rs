@@ -1,6 +1,6 @@
 //! Container records. Their labels are the second ledger.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use containerd_client::services::v1::container::Runtime;
 use containerd_client::services::v1::{
@@ -10,7 +10,6 @@ use oci_spec::runtime::Spec;
 use prost_types::Any;
 use shared::digest::Digest;
 use shared::ids::{ClusterId, ReplicaId};
-use tracing::warn;
 
 use super::{CallError, Containerd, QUICK, call, unless_gone};
 use crate::ledger::{ReplicaRecord, manifest_id};
@@ -43,30 +42,31 @@ pub struct NewContainer<'a> {
 }
 
 impl Containerd {
-    /// All containers of this instance.
+    /// All containers of this instance, and the ids of those whose labels are not a replica's.
     pub async fn list_replicas(
         &self,
         instance: &str,
-    ) -> Result<BTreeMap<ReplicaId, ReplicaRecord>, CallError> {
-        // The name is of letters, digits, - and _ only: it needs no escapes.
-        let filter = format!("labels.\"{LABEL_INSTANCE}\"==\"{instance}\"");
+    ) -> Result<(BTreeMap<ReplicaId, ReplicaRecord>, BTreeSet<String>), CallError> {
+        // Containers that people make of our images inherit the image's labels, ours among them;
+        // replicas have one more. The name is of letters, digits, - and _ only: it needs no escapes.
+        let filter =
+            format!("labels.\"{LABEL_INSTANCE}\"==\"{instance}\",labels.\"{LABEL_REPLICA}\"");
         let request = self.request(ListContainersRequest {
             filters: vec![filter],
         });
         let answer = call("containers.list", QUICK, self.containers().list(request)).await?;
-        let mut found = BTreeMap::new();
+        let (mut found, mut unreadable) = (BTreeMap::new(), BTreeSet::new());
         for container in answer.containers {
             match read(&container.id, &container.labels) {
                 Some((id, record)) => {
                     found.insert(id, record);
                 }
-                None => warn!(
-                    container = container.id,
-                    "container carries our instance's label, but not a replica's: left alone"
-                ),
+                None => {
+                    unreadable.insert(container.id);
+                }
             }
         }
-        Ok(found)
+        Ok((found, unreadable))
     }
 
     /// The record comes before its snapshot: it is what keeps the snapshot from being collected, and

@@ -121,6 +121,8 @@ impl Containerd {
         labels: &HashMap<String, String>,
         lease: &Lease,
     ) -> Result<(), BlobError> {
+        // Another image may be bringing the same blob in; containerd refuses a second writer.
+        let _turn = self.imports.take(blob.digest.as_str()).await;
         match self.stream_blob(blob, path, labels, lease).await {
             Err(BlobError::Call(error)) if error.is_already_there() => {
                 Ok(self.label_blob(&blob.digest, labels).await?)

@@ -33,16 +33,20 @@ pub async fn follow(
     events: mpsc::Sender<NodeEvent>,
     cancel: CancellationToken,
 ) -> anyhow::Result<()> {
+    let mut said = false;
     loop {
         let ended = tokio::select! {
             () = cancel.cancelled() => return Ok(()),
-            ended = subscription(&containerd, &events) => ended,
+            ended = subscription(&containerd, &events, &mut said) => ended,
         };
         match ended {
             Ok(()) => debug!("containerd ended the event stream"),
-            Err(error) => {
-                warn!(error = %Chain(&error), "no events from containerd, subscribing again")
+            // Said once, not each second that containerd is away.
+            Err(error) if !said => {
+                said = true;
+                warn!(error = %Chain(&error), "no events from containerd, subscribing again");
             }
+            Err(error) => debug!(error = %Chain(&error), "still no events from containerd"),
         }
         tokio::select! {
             () = cancel.cancelled() => return Ok(()),
@@ -51,9 +55,11 @@ pub async fn follow(
     }
 }
 
+/// `said` is whether its failure was complained of; that is over once there is a subscription again.
 async fn subscription(
     containerd: &Containerd,
     events: &mpsc::Sender<NodeEvent>,
+    said: &mut bool,
 ) -> Result<(), CallError> {
     let filter = format!("namespace=={},topic~=/tasks/", containerd.namespace());
     let request = containerd.request(SubscribeRequest {
@@ -67,6 +73,7 @@ async fn subscription(
         .await
         .map_err(refused)?
         .into_inner();
+    *said = false;
     // What happened before the subscription began is seen by looking.
     let _ = events.try_send(NodeEvent::Changed);
     loop {

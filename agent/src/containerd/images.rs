@@ -76,11 +76,15 @@ impl Containerd {
         layout: &Path,
         instance: &str,
     ) -> Result<(), ImportError> {
-        let lease = self
-            .create_lease(&format!("stokehold-import-{}", image.manifest.digest.hex()))
-            .await?;
+        let lease = format!(
+            "stokehold-import-{instance}-{}",
+            image.manifest.digest.hex()
+        );
+        // The same image under another name has the same lease: it must not end under this one.
+        let _turn = self.imports.take(&lease).await;
+        let lease = self.create_lease(&lease).await?;
         self.write_blobs(image, layout, &lease).await?;
-        self.unpack(image, &lease).await?;
+        self.unpack(image, instance, &lease).await?;
         self.record_image(image, instance).await?;
         // From here on, the image's record holds everything.
         self.end_lease(&lease).await?;
@@ -123,15 +127,24 @@ impl Containerd {
         .await
     }
 
-    async fn unpack(&self, image: &PlannedImage, lease: &Lease) -> Result<(), ImportError> {
+    async fn unpack(
+        &self,
+        image: &PlannedImage,
+        instance: &str,
+        lease: &Lease,
+    ) -> Result<(), ImportError> {
         let kind = format!("snapshots/{}", self.snapshotter);
         let mut parent = String::new();
         for (layer, chain) in image.layers.iter().zip(chain_ids(image)) {
+            // An image with the same layers may be unpacking this one: what it is at must not be
+            // removed, nor taken for ours.
+            let _turn = self.imports.take(&chain).await;
             if self.has_snapshot(&chain).await? && self.hold(lease, &kind, &chain).await? {
                 parent = chain;
                 continue;
             }
-            let key = format!("stokehold-extract-{chain}");
+            // Other instances on this machine share the namespace.
+            let key = format!("stokehold-extract-{instance}-{chain}");
             // Of an attempt that was cut off: half a layer is worth nothing.
             self.remove_snapshot(&key).await?;
             let mounts = self.prepare_snapshot(&key, &parent, Some(lease)).await?;
@@ -148,7 +161,7 @@ impl Containerd {
             }
             match self.commit_snapshot(&key, &chain, lease).await {
                 Ok(()) => {}
-                // Another image with the same layers was quicker.
+                // Another instance was quicker.
                 Err(error) if error.is_already_there() => self.remove_snapshot(&key).await?,
                 Err(error) => return Err(error.into()),
             }

@@ -10,6 +10,7 @@ pub mod events;
 pub mod images;
 pub mod snapshots;
 pub mod tasks;
+mod turns;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -28,6 +29,8 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
+use turns::Turns;
+
 /// Calls that read or write containerd's own records.
 pub const QUICK: Duration = Duration::from_secs(10);
 /// Calls that start or end processes: runc is started for them, and a loaded machine is slow.
@@ -44,6 +47,8 @@ pub struct Containerd {
     namespace: MetadataValue<Ascii>,
     namespace_text: String,
     snapshotter: String,
+    /// Leases, blobs and layers that an import is at.
+    imports: Turns,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -126,6 +131,7 @@ impl Containerd {
                 .expect("the configuration allows letters, digits, - and _ only"),
             namespace_text: namespace.to_owned(),
             snapshotter: snapshotter.to_owned(),
+            imports: Turns::default(),
         })
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use daemon::telemetry::Chain;
-use shared::ids::ReplicaId;
+use shared::ids::{ImageRef, ReplicaId};
 use shared::plan::PlannedReplica;
 use tracing::{error, info, warn};
 
@@ -107,7 +107,7 @@ impl<M: Models> ControlLoop<M> {
     }
 
     async fn act(&mut self, pass: &Pass, looked: bool) {
-        self.pin();
+        self.pin(pass);
         for action in &pass.actions {
             // After a look that failed only what does not touch containerd goes on.
             if !looked && !matches!(action, Action::HoldModel { .. }) {
@@ -123,10 +123,22 @@ impl<M: Models> ControlLoop<M> {
     }
 
     /// Until a plan is held, nothing is said about pins, and the cache evicts nothing.
-    fn pin(&self) {
-        if self.parts.ledger.plan().is_some() {
+    /// The layouts of images that are to be brought in are pinned before they are fetched.
+    fn pin(&self, pass: &Pass) {
+        if let Some(plan) = self.parts.ledger.plan() {
             let mut pins = self.world.models_in_use(&self.parts.ledger);
             pins.extend(self.executor.layouts());
+            let brought_in = |reference: &ImageRef| {
+                pass.actions.iter().any(
+                    |action| matches!(action, Action::HoldImage { reference: r } if r == reference),
+                )
+            };
+            let images = plan.images.iter();
+            pins.extend(
+                images
+                    .filter(|image| brought_in(&image.reference))
+                    .map(|image| image.layout),
+            );
             self.parts.models.set_pins(pins);
         }
     }

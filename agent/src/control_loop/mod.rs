@@ -127,9 +127,10 @@ impl<M: Models> ControlLoop<M> {
             Wake::Timer => {}
             Wake::Event(NodeEvent::Changed) => self.dirty = true,
             Wake::Event(NodeEvent::OutOfMemory(id)) => {
-                warn!(replica = %id, "the kernel killed a process of a replica: out of memory");
-                self.world.out_of_memory(id);
-                self.dirty = true;
+                if self.world.out_of_memory(&id, &self.parts.ledger) {
+                    warn!(replica = %id, "the kernel killed a process of a replica: out of memory");
+                    self.dirty = true;
+                }
             }
             Wake::Plan(plan) => self.offer(plan),
             Wake::Done(done) => self.ended(&done),
@@ -245,6 +246,12 @@ impl<M: Models> ControlLoop<M> {
     fn looked(&mut self, look: Look) {
         self.dirty = false;
         self.looked_at = Some(Instant::now());
+        for container in look.unreadable.difference(self.world.unreadable()) {
+            warn!(
+                container,
+                "container carries our instance's label, but not a replica's: left alone"
+            );
+        }
         let now = self.now();
         let (ledger, boot) = (&mut self.parts.ledger, &self.parts.boot);
         self.unsaved |= self.world.looked(look, ledger, boot, now);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use procfs::{
     CpuPressure, CpuTime, Current, CurrentSI, DiskStats, IoPressure, KernelStats, Meminfo,
-    MemoryPressure, ProcResult,
+    MemoryPressure,
 };
 use shared::report::NodeSample;
 
@@ -14,6 +14,7 @@ const SECTOR_BYTES: u64 = 512;
 #[derive(Clone, Debug, Default)]
 pub struct HostReading {
     cpu: Option<CpuCounters>,
+    memory_total_bytes: Option<u64>,
     memory_used_bytes: Option<u64>,
     disk: Option<DiskCounters>,
     pressure_cpu: Option<f64>,
@@ -36,9 +37,11 @@ struct DiskCounters {
     written_bytes: u64,
 }
 
-/// Bytes of memory that the machine has.
-pub fn memory_total() -> ProcResult<u64> {
-    Ok(Meminfo::current()?.mem_total)
+impl HostReading {
+    /// Bytes of memory that the machine has.
+    pub fn memory_total_bytes(&self) -> Option<u64> {
+        self.memory_total_bytes
+    }
 }
 
 pub fn read() -> HostReading {
@@ -53,6 +56,7 @@ pub fn read() -> HostReading {
     }
     match Meminfo::current() {
         Ok(memory) => {
+            reading.memory_total_bytes = Some(memory.mem_total);
             reading.memory_used_bytes = memory
                 .mem_available
                 .map(|available| memory.mem_total.saturating_sub(available));
@@ -226,6 +230,6 @@ mod tests {
     fn this_machine_can_be_read() {
         let reading = read();
         assert!(reading.cpu.is_some(), "{:?}", reading.absent);
-        assert!(memory_total().expect("meminfo") > 1 << 20);
+        assert!(reading.memory_total_bytes().expect("meminfo") > 1 << 20);
     }
 }

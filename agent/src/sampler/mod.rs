@@ -43,6 +43,8 @@ pub struct Sampler {
     /// Replicas that run.
     pub running: watch::Receiver<Vec<ReplicaId>>,
     pub samples: watch::Sender<Arc<Samples>>,
+    /// What the machine has, told once: cores do not come and go.
+    pub cpu_millis: u32,
 }
 
 impl Sampler {
@@ -62,7 +64,8 @@ impl Sampler {
             let over = before.as_ref().map_or(Duration::ZERO, |(_, at)| now - *at);
             let node = host::sample(earlier, &reading, over);
             let (replicas, read) = self.replicas(&groups, over);
-            let samples = self.with_gpus(node, replicas).await;
+            let memory_bytes = reading.memory_total_bytes().unwrap_or(0);
+            let samples = self.with_gpus(node, replicas, memory_bytes).await;
             self.samples.send_replace(Arc::new(samples));
             groups = read;
             before = Some((reading, now));
@@ -92,16 +95,15 @@ impl Sampler {
         &mut self,
         mut node: NodeSample,
         replicas: BTreeMap<ReplicaId, ReplicaSample>,
+        memory_bytes: u64,
     ) -> Samples {
         let gpus = self.gpus.read(GPU_LIMIT).await;
         node.gpus = gpus.samples;
         node.absent.extend(gpus.absent);
         Samples {
             capacity: NodeCapacity {
-                cpu_millis: cpu_millis(),
-                memory_bytes: host::memory_total()
-                    .unwrap_or(0)
-                    .saturating_sub(self.memory_reserved.get()),
+                cpu_millis: self.cpu_millis,
+                memory_bytes: memory_bytes.saturating_sub(self.memory_reserved.get()),
                 cache_bytes: self.cache_capacity.get(),
                 gpus: gpus.gpus,
                 gpus_absent: gpus.none_because,
@@ -112,7 +114,8 @@ impl Sampler {
     }
 }
 
-fn cpu_millis() -> u32 {
+/// The cores that this machine gives to its processes.
+pub fn cpu_millis() -> u32 {
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
     u32::try_from(cores)
         .unwrap_or(u32::MAX / 1000)

@@ -70,8 +70,18 @@ pub(crate) fn build(work: &Path, layout: &Path) -> anyhow::Result<PlannedImage> 
         "application/vnd.oci.image.layer.v1.tar+gzip",
         &packed,
     )?;
+    let layer = OciLayer {
+        blob: layer,
+        diff_id,
+    };
+    image(layout, "stokehold.local/guest:1", layer)
+}
+
+/// An image of one layer that is in `layout` already; by its name it differs from others.
+pub(crate) fn image(layout: &Path, name: &str, layer: OciLayer) -> anyhow::Result<PlannedImage> {
+    let diff_id = &layer.diff_id;
     let config = format!(
-        r#"{{"architecture":"amd64","os":"linux","rootfs":{{"type":"layers","diff_ids":["{diff_id}"]}}}}"#
+        r#"{{"architecture":"amd64","author":"{name}","os":"linux","rootfs":{{"type":"layers","diff_ids":["{diff_id}"]}}}}"#
     );
     let config = blob(
         layout,
@@ -83,9 +93,9 @@ pub(crate) fn build(work: &Path, layout: &Path) -> anyhow::Result<PlannedImage> 
         config.media_type,
         config.digest,
         config.size_bytes,
-        layer.media_type,
-        layer.digest,
-        layer.size_bytes
+        layer.blob.media_type,
+        layer.blob.digest,
+        layer.blob.size_bytes
     );
     let manifest = blob(
         layout,
@@ -93,14 +103,11 @@ pub(crate) fn build(work: &Path, layout: &Path) -> anyhow::Result<PlannedImage> 
         manifest.as_bytes(),
     )?;
     Ok(PlannedImage {
-        reference: ImageRef::parse("stokehold.local/guest:1")?,
+        reference: ImageRef::parse(name)?,
         layout: ManifestId(Digest::of(b"layout")),
         manifest,
         config,
-        layers: vec![OciLayer {
-            blob: layer,
-            diff_id,
-        }],
+        layers: vec![layer],
         environment: vec!["PATH=/".into()],
     })
 }
