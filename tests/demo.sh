@@ -100,7 +100,7 @@ for _ in $(seq 600); do
 done
 cp tests/models/train_iris.py tests/models/predict.py "$work"
 chown -R 65534:65534 "$work"
-in_container demo-train /work/train_iris.py /work/iris
+in_container demo-train /work/train_iris.py /work/iris 2>"$work/train.log" || fail "$(cat "$work/train.log")"
 check "the model's files: $(ls "$work/iris" | tr '\n' ' ')"
 
 step "Push it: hashed, cut into chunks, registered as iris/1"
@@ -110,11 +110,7 @@ step "Deploy it"
 show stokehold deploy iris --model iris/1
 
 step "Query it, with nothing but curl"
-cat >"$work/rows.json" <<'JSON'
-{"dataframe_split": {
-  "columns": ["sepal length (cm)", "sepal width (cm)", "petal length (cm)", "petal width (cm)"],
-  "data": [[5.1, 3.5, 1.4, 0.2], [5.9, 3.0, 4.2, 1.5], [6.7, 3.0, 5.2, 2.3]]}}
-JSON
+cp tests/models/iris_rows.json "$work/rows.json"
 ask() {
     # The token goes by a file that only root can read, never by an argument.
     curl --silent --show-error --fail-with-body --max-time 30 --cacert "$ca" \
@@ -153,7 +149,7 @@ check "agent $(agent_pid) is back and has adopted the replica, pid $before as be
 ask >/dev/null
 
 step "Delete the endpoint, take everything down"
-show stokehold delete iris
+show stokehold delete iris --yes
 show stokehold down --data "$data"
 left=$(pgrep -af "$data" | grep -v "^$$ " || true)
 [ -z "$left" ] || fail "processes are left: $left"

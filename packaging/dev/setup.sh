@@ -16,6 +16,17 @@ need mmdebstrap mmdebstrap
 need protoc protobuf-compiler
 need python3 python3
 need runc runc
+need nsenter util-linux
+need setpriv util-linux
+need flock util-linux
+need readelf binutils
+need pgrep procps
+# Debian's gcc only recommends the headers and libraries that it cannot link without.
+probe=$(mktemp -d)
+trap 'rm -rf "$probe"' EXIT
+echo 'int main(void) { return 0; }' >"$probe/a.c"
+cc "$probe/a.c" -o "$probe/a" 2>/dev/null || missing+=(libc6-dev)
+[ -e /etc/ssl/certs/ca-certificates.crt ] || missing+=(ca-certificates)
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 
 if ! command -v cargo >/dev/null 2>&1; then
@@ -36,8 +47,7 @@ sudo=()
 if [ "$(id -u)" -ne 0 ]; then
     sudo=(sudo)
 fi
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+log=$probe/apt.log
 # Debian starts services that it installs; a containerd of the machine's own is nothing we use.
 if ! { "${sudo[@]}" apt-get update -qq && "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive \
     apt-get install -y -qq --no-remove --no-install-recommends "${missing[@]}"; } >"$log" 2>&1; then

@@ -1,5 +1,6 @@
 //! The limit is the replica's; the queue is bounded; what cannot be served is refused in words.
 
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -177,5 +178,150 @@ fn refusals_say_what_where_and_how_to_mend_it() {
             == 401)
             .then_some(())
     });
+    cluster.finish();
+}
+
+#[test]
+fn a_body_is_streamed_to_the_replica_and_back_and_one_over_the_limit_is_refused() {
+    let cluster = Cluster::start();
+    cluster.deploy_probe("long", &json!({}), &["--target-concurrency", "1"]);
+    let answer = cluster.base().join("answer");
+    let body = cluster.base().join("body.json");
+    let curl = |sent: &Value, more: &[&str]| {
+        std::fs::write(&body, sent.to_string()).expect("body");
+        let header = cluster.base().join("header");
+        std::fs::write(
+            &header,
+            format!("Authorization: Bearer {}", cluster.token()),
+        )
+        .expect("header");
+        let context = cluster.context();
+        let output = Command::new("curl")
+            .args(["--silent", "--show-error", "--max-time", "60", "--cacert"])
+            .arg(context["ca_file"].as_str().expect("ca_file"))
+            .arg("--header")
+            .arg(format!("@{}", header.display()))
+            .args([
+                "--header",
+                "Content-Type: application/json",
+                "--data-binary",
+            ])
+            .arg(format!("@{}", body.display()))
+            .arg("--output")
+            .arg(&answer)
+            .args(["--write-out", "%{http_code}"])
+            .args(more)
+            .arg(cluster.invocations("long"))
+            .output()
+            .expect("curl runs");
+        assert!(output.status.success(), "curl: {output:?}");
+        (
+            String::from_utf8(output.stdout).expect("a status"),
+            std::fs::read(&answer).expect("answer"),
+        )
+    };
+    // Asked first whether it may be sent, without a length, and by HTTP/2 frames.
+    let long = json!({"inputs": [[1]], "padding": "x".repeat(8 << 20), "params": {"echo": true}});
+    for sent_so in [
+        ["--http1.1", "Expect: 100-continue"],
+        ["--http1.1", "Transfer-Encoding: chunked"],
+        ["--http2", "X-Nothing: special"],
+    ] {
+        let (protocol, header) = (sent_so[0], sent_so[1]);
+        let (status, echoed) = curl(&long, &[protocol, "--header", header]);
+        assert_eq!(status, "200", "{sent_so:?}");
+        let echoed: Value = serde_json::from_slice(&echoed).expect("JSON");
+        assert!(echoed["padding"] == long["padding"], "{sent_so:?}");
+    }
+    for protocol in ["--http1.1", "--http2"] {
+        let larger = json!({"inputs": [[1]], "padding": "x".repeat(17 << 20)});
+        let (status, refused) = curl(&larger, &[protocol]);
+        assert_eq!(status, "413", "{protocol}");
+        let refused: Value = serde_json::from_slice(&refused).expect("JSON");
+        assert_eq!(refused["error_code"], "INVALID_PARAMETER_VALUE");
+    }
+    // The slot of a refused request is free again.
+    let next = cluster.query("long", &json!({"inputs": [[1, 2]]}));
+    assert_eq!(next.json()["predictions"], json!([3.0]));
+    cluster.finish();
+}
+
+#[test]
+fn curl_shows_every_refusal_in_full() {
+    let cluster = Cluster::start();
+    let context = cluster.context();
+    let header = cluster.base().join("header");
+    let token = format!("Authorization: Bearer {}", cluster.token());
+    let text = |name: &str| context[name].as_str().expect("text").to_owned();
+    let (gateway, server) = (text("gateway"), text("server"));
+    let good = format!("{gateway}/serving-endpoints/nobody/invocations");
+    let rest = format!("{gateway}/api/2.0/serving-endpoints");
+    let at_server = format!("{server}/api/2.0/serving-endpoints");
+    // A refusal needs no body; curl 7 over HTTP/2 loses it when the body is not read.
+    for (line, url, status, code) in [
+        (token.as_str(), &good, 404, "RESOURCE_DOES_NOT_EXIST"),
+        ("X-No: token", &good, 401, "UNAUTHENTICATED"),
+        ("X-No: token", &rest, 401, "UNAUTHENTICATED"),
+        ("X-No: token", &at_server, 401, "UNAUTHENTICATED"),
+    ] {
+        std::fs::write(&header, line).expect("header");
+        for protocol in ["--http1.1", "--http2"] {
+            // Whether the answer or the body is first is a race.
+            for _ in 0..10 {
+                let output = Command::new("curl")
+                    .args([protocol, "--silent", "--show-error", "--max-time", "30"])
+                    .args([
+                        "--cacert",
+                        &text("ca_file"),
+                        "--data",
+                        "{\"inputs\": [[1]]}",
+                    ])
+                    .arg("--header")
+                    .arg(format!("@{}", header.display()))
+                    .args(["--write-out", "\n%{http_code}", url])
+                    .output()
+                    .expect("curl runs");
+                assert!(output.status.success(), "{protocol} {url}: {output:?}");
+                let said = String::from_utf8(output.stdout).expect("UTF-8");
+                let (body, shown) = said.rsplit_once('\n').expect("a status");
+                assert_eq!(shown, status.to_string(), "{protocol} {url}: {body}");
+                let body: Value = serde_json::from_str(body).expect("JSON");
+                assert_eq!(body["error_code"], code, "{protocol} {url}");
+            }
+        }
+    }
+    cluster.finish();
+}
+
+#[test]
+fn a_container_that_takes_more_memory_than_it_may_is_killed_and_reported_as_such() {
+    let mut cluster = Cluster::start();
+    cluster.announce("replica");
+    cluster.announce("upstream");
+    cluster.deploy_probe("hungry", &json!({}), &["--memory", "64MiB"]);
+    let before = cluster.replicas("hungry");
+    let killed = cluster.query(
+        "hungry",
+        &json!({"inputs": [[1]], "params": {"alloc_mib": 256}}),
+    );
+    assert_eq!(
+        killed.status,
+        502,
+        "{}",
+        String::from_utf8_lossy(&killed.body)
+    );
+    let reason = eventually("the end of the replica is known", || {
+        let described = cluster.describe("hungry");
+        let all = described["replicas"].as_array()?.clone();
+        let dead = all
+            .iter()
+            .find(|r| r["id"] == before[0].as_str() && r["ended"] == true)?;
+        dead["reason"].as_str().map(str::to_owned)
+    });
+    assert!(reason.contains("out of memory"), "{reason}");
+    // Nobody else was harmed, and another replica takes its place.
+    let next = cluster.query("hungry", &json!({"inputs": [[1, 1]]}));
+    assert_eq!(next.status, 200, "{}", String::from_utf8_lossy(&next.body));
+    assert_ne!(cluster.replicas("hungry"), before);
     cluster.finish();
 }

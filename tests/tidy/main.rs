@@ -1,4 +1,6 @@
-//! Holds the arrows between the crates and the purity of the pure ones.
+//! Holds the arrows between the crates, the purity of the pure ones, and the packaged configurations.
+
+mod config_examples;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
