@@ -51,6 +51,7 @@ pub mod world;
 #[cfg(test)]
 mod fixtures;
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -102,7 +103,7 @@ pub fn cli() -> ExitCode {
         )?;
         config.check().context("the configuration is not valid")?;
         if cli.check_config {
-            return Ok(());
+            return writeln!(std::io::stdout(), "configuration is valid").context("say so");
         }
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()

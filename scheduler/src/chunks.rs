@@ -21,7 +21,7 @@ use crate::control::{Handle, Stopping};
 const READS: usize = 32;
 /// An agent that takes longer for one chunk is gone or stuck, and must not hold a place.
 const SEND_TIMEOUT: Duration = Duration::from_secs(60);
-/// Deletions collect at once what is old enough; this gets what was too young then.
+/// Deletions collect at once what they free; this gets what interrupted pushes leave behind.
 const COLLECT_INTERVAL: Duration = Duration::from_secs(1800);
 
 /// Cheap to clone.
@@ -83,12 +83,20 @@ impl Chunks {
         Manifest::decode(&bytes).map_err(|source| ManifestError::Invalid { id, source })
     }
 
-    /// Deletes what neither a record nor a replica needs.
-    pub async fn collect(&self, control: &Handle) -> Result<Collected, CollectError> {
+    /// Deletes what neither a record nor a replica needs; of `deleted`, whose record has just gone,
+    /// also what is young.
+    pub async fn collect(
+        &self,
+        control: &Handle,
+        deleted: Option<ManifestId>,
+    ) -> Result<Collected, CollectError> {
         let _alone = self.registering.write().await;
         let live = control.read(|core| core.live_manifests()).await?;
         let live: Vec<ManifestId> = live.into_iter().collect();
-        let collected = self.store.collect(&live).await?;
+        let collected = match deleted {
+            Some(deleted) => self.store.collect_deleted(&live, deleted).await?,
+            None => self.store.collect(&live).await?,
+        };
         if collected.deleted_bytes > 0 {
             info!(
                 bytes = collected.deleted_bytes,
@@ -111,7 +119,7 @@ impl Chunks {
                 () = cancel.cancelled() => return Ok(()),
                 () = tokio::time::sleep(COLLECT_INTERVAL) => {}
             }
-            match self.collect(&control).await {
+            match self.collect(&control, None).await {
                 Ok(_) | Err(CollectError::Stopping(_)) => {}
                 Err(error) => warn!(error = %Chain(&error), "unused chunks were not deleted"),
             }

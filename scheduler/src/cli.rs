@@ -11,11 +11,7 @@ use crate::config::{Config, DEFAULT_PATH};
 
 /// Stokehold's scheduler: REST API, sessions of agents and gateways, decisions.
 #[derive(Parser)]
-#[command(
-    name = "stokehold-scheduler",
-    version,
-    args_conflicts_with_subcommands = true
-)]
+#[command(name = "stokehold-scheduler", version)]
 struct Arguments {
     /// Configuration file; without it /etc/stokehold/scheduler.toml, or the defaults
     #[arg(long, value_name = "FILE", global = true)]

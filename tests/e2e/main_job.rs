@@ -81,7 +81,8 @@ fn a_second_push_of_the_same_files_moves_nothing_and_a_deleted_model_frees_its_c
     assert_eq!(second["uploaded_bytes"], 0, "{second}");
 
     // What one model still uses stays; what nobody uses goes.
-    cluster.cli(&["model", "delete", "big/1"]);
+    let freed = cluster.cli_json(&["model", "delete", "big/1"]);
+    assert_eq!(freed["freed_bytes"], 0, "other/1 is of the same chunks");
     cluster.import_probe_image();
     cluster.cli(&["deploy", "big", "--model", "other/1", "--runtime", "probe"]);
     assert_eq!(
@@ -92,13 +93,16 @@ fn a_second_push_of_the_same_files_moves_nothing_and_a_deleted_model_frees_its_c
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success() && said.contains("big"), "{said}");
     cluster.cli(&["delete", "big"]);
-    eventually("the model can be deleted", || {
-        cluster
-            .try_cli(&["model", "delete", "other/1"])
-            .status
-            .success()
-            .then_some(())
+    let freed = eventually("the model can be deleted", || {
+        let deleted = cluster.try_cli(&["model", "delete", "other/1", "--output", "json"]);
+        let text = String::from_utf8(deleted.stdout).expect("UTF-8");
+        deleted.status.success().then_some(text)
     });
+    let freed: serde_json::Value = serde_json::from_str(&freed).expect("JSON");
+    assert!(
+        freed["freed_bytes"].as_u64().expect("bytes") >= 9_000_000,
+        "{freed}"
+    );
     assert_eq!(cluster.cli_json(&["model", "list"])["models"], json!([]));
     cluster.finish();
 }

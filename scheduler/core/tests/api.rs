@@ -511,3 +511,25 @@ fn the_answers_have_the_vendors_shape() {
 fn pretty(value: &impl serde::Serialize) -> String {
     serde_json::to_string_pretty(value).expect("serialises")
 }
+
+#[test]
+fn a_config_may_be_sent_back_as_it_was_answered() {
+    let mut sim = cluster();
+    create(&mut sim, &with_entity(json!({}))).expect("created");
+    sim.steps(10);
+    let answered = serde_json::to_value(sim.get("e").config).expect("JSON");
+    assert_eq!(answered["served_entities"][0]["model_name"], "iris");
+    let updated = update(&mut sim, &answered).expect("accepted");
+    let pending = updated.pending_config.or(updated.config).expect("a config");
+    assert_eq!(pending.config_version, 2);
+
+    let mut contrary = answered;
+    contrary["served_models"] = json!([]);
+    contrary["served_entities"][0]["model_name"] = json!("other");
+    sim.steps(10);
+    let refused = update(&mut sim, &contrary).expect_err("refused");
+    assert!(
+        refused.message.contains("served_entities[0].model_name: "),
+        "{refused}"
+    );
+}

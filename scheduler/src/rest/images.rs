@@ -97,7 +97,7 @@ pub(super) struct ReferenceParam {
     reference: Option<ImageRef>,
 }
 
-/// Frees what nothing else needs, as far as it is old enough; the rest follows by itself.
+/// Frees what nothing else needs.
 pub(super) async fn delete(
     _: Caller<Manage>,
     State(api): State<Api>,
@@ -109,13 +109,14 @@ pub(super) async fn delete(
     let deleted = api.control.decide(move |core, ctx| {
         let users = core.images_in_use();
         let in_use = |reference: &ImageRef| users.get(reference).cloned();
+        let layout = core.registry.image(&reference).map(|image| image.layout);
         match core.registry.delete_image(&reference, &in_use) {
-            Ok(ops) => recorded(core, ctx, Ok(((), ops))),
+            Ok(ops) => recorded(core, ctx, Ok((layout, ops))),
             Err(error) => (Err(error), Effects::default()),
         }
     });
-    deleted.await??;
-    let collected = api.chunks.collect(&api.control).await?;
+    let layout = deleted.await??;
+    let collected = api.chunks.collect(&api.control, layout).await?;
     Ok(Json(Deleted {
         freed_bytes: collected.deleted_bytes,
     }))

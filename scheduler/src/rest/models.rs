@@ -186,7 +186,7 @@ pub(super) struct VersionParam {
     version: Option<u32>,
 }
 
-/// Frees what nothing else needs, as far as it is old enough; the rest follows by itself.
+/// Frees what nothing else needs.
 pub(super) async fn delete_version(
     _: Caller<Manage>,
     State(api): State<Api>,
@@ -199,13 +199,17 @@ pub(super) async fn delete_version(
     let deleted = api.control.decide(move |core, _| {
         let users = core.models_in_use();
         let in_use = |name: &ModelName, version| users.get(&(name.clone(), version)).cloned();
+        let manifest = core
+            .registry
+            .model(&name, version)
+            .map(|found| found.manifest);
         match core.registry.delete_model_version(&name, version, &in_use) {
-            Ok(writes) => (Ok(()), writing(writes)),
+            Ok(writes) => (Ok(manifest), writing(writes)),
             Err(error) => (Err(error), Effects::default()),
         }
     });
-    deleted.await??;
-    let collected = api.chunks.collect(&api.control).await?;
+    let manifest = deleted.await??;
+    let collected = api.chunks.collect(&api.control, manifest).await?;
     Ok(Json(Deleted {
         freed_bytes: collected.deleted_bytes,
     }))

@@ -19,6 +19,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use scheduler_core::store_op::{MAX_OPS, Op};
 use shared::ids::{Epoch, Revision};
@@ -40,8 +41,9 @@ const CACHE_BYTES: u64 = 64 << 20;
 const SEGMENT_BYTES: usize = 2 << 20;
 /// Commits flush by themselves; this only lets sled tidy up.
 const FLUSH_EVERY_MS: u64 = 500;
-/// A copy of all records is written each so many commits.
+/// An export is written with the first commit that finds the newest this old, in commits or in time.
 const COMMITS_PER_EXPORT: u64 = 1000;
+const EXPORT_INTERVAL: Duration = Duration::from_secs(600);
 
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -94,6 +96,8 @@ pub struct SledStore {
     note: File,
     revision: Revision,
     epoch: Epoch,
+    /// What the newest export of this process holds, and when it was written.
+    exported: Option<(Revision, Instant)>,
 }
 
 impl SledStore {
@@ -179,6 +183,7 @@ impl SledStore {
             note,
             revision: Revision(0),
             epoch: Epoch(0),
+            exported: None,
         };
         match store.number(SCHEMA_KEY)? {
             Some(SCHEMA) => {}
@@ -275,9 +280,22 @@ impl SledStore {
         };
         match written {
             Ok(path) => {
-                info!(export = %path.display(), revision = %self.revision, "store exported")
+                info!(export = %path.display(), revision = %self.revision, "store exported");
+                self.exported = Some((self.revision, Instant::now()));
             }
             Err(error) => warn!(error, "store was not exported"),
+        }
+    }
+}
+
+/// An orderly stop leaves an export of all that was acknowledged.
+impl Drop for SledStore {
+    fn drop(&mut self) {
+        if self
+            .exported
+            .is_some_and(|(exported, _)| exported != self.revision)
+        {
+            self.export();
         }
     }
 }
@@ -321,7 +339,10 @@ impl Store for SledStore {
         }
         let revision = Revision(self.revision.0 + 1);
         self.write_numbers(whole, revision, self.epoch)?;
-        if revision.0.is_multiple_of(COMMITS_PER_EXPORT) {
+        let due = self.exported.is_none_or(|(exported, at)| {
+            revision.0 - exported.0 >= COMMITS_PER_EXPORT || at.elapsed() >= EXPORT_INTERVAL
+        });
+        if due {
             self.export();
         }
         Ok(revision)

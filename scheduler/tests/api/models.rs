@@ -144,11 +144,8 @@ async fn a_model_is_pushed_registered_aliased_and_fetched_by_an_agent() {
 
     let delete = "/api/stokehold/v1/models/iris?version=1";
     let deleted = cluster.done(Method::DELETE, delete, None).await;
-    assert_eq!(
-        deleted,
-        json!({"freed_bytes": 0}),
-        "too young to be collected"
-    );
+    let freed = deleted["freed_bytes"].as_u64().expect("a number");
+    assert!(freed >= contents.len() as u64, "{deleted}");
     let (status, _) = cluster
         .call(&cluster.admin, Method::DELETE, delete, None)
         .await;

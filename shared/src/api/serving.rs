@@ -62,10 +62,19 @@ pub struct ConfigInput {
 pub struct ServedEntityInput {
     #[serde(default)]
     pub name: Option<String>,
-    #[serde(default, alias = "model_name")]
+    #[serde(default)]
     pub entity_name: Option<String>,
-    #[serde(default, alias = "model_version", deserialize_with = "text_or_number")]
+    /// `entity_name` in old words; answers carry both, so requests made of answers do too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model_name: Option<String>,
+    #[serde(default, deserialize_with = "text_or_number")]
     pub entity_version: Option<String>,
+    #[serde(
+        default,
+        deserialize_with = "text_or_number",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub model_version: Option<String>,
     #[serde(default)]
     pub workload_size: Option<String>,
     #[serde(default)]
@@ -95,6 +104,23 @@ pub struct ServedEntityInput {
     /// What is ours alone.
     #[serde(default)]
     pub stokehold: Option<StokeholdEntity>,
+    /// Parts of answers, without meaning in a request: some clients send back what they got.
+    #[serde(default, skip_serializing)]
+    pub creator: IgnoredAny,
+    #[serde(default, skip_serializing)]
+    pub creation_timestamp: IgnoredAny,
+    #[serde(default, skip_serializing)]
+    pub state: IgnoredAny,
+}
+
+/// Accepted whatever it is, and kept nowhere: two inputs that differ in it are the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct IgnoredAny;
+
+impl<'de> Deserialize<'de> for IgnoredAny {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        serde::de::IgnoredAny::deserialize(deserializer).map(|_| Self)
+    }
 }
 
 /// Our own knobs of a served entity; each has a default that is right for most.
@@ -135,7 +161,7 @@ pub struct RouteInput {
 
 fn text_or_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     #[derive(Deserialize)]
-    #[serde(untagged, expecting = "a text or a number")]
+    #[serde(untagged, expecting = "expected a text or a number")]
     enum Form {
         Text(String),
         Integer(i64),

@@ -330,16 +330,39 @@ impl Cluster {
         for folder in self.log_folders() {
             bad.extend(traces::unannounced(&folder, &self.announced));
         }
+        let run = self.run_folder();
+        let network_namespaces = traces::network_namespaces();
         self.cli(&["down", "--data", &data]);
         assert!(bad.is_empty(), "unannounced warnings:\n{}", bad.join("\n"));
         let base = self.base().to_owned();
         let processes = traces::processes(&base.display().to_string());
         assert!(processes.is_empty(), "processes are left: {processes:?}");
-        let mounts = traces::mounts(&base);
-        assert!(mounts.is_empty(), "mounts are left: {mounts:?}");
+        // Shims name the socket of their containerd.
+        let shims = traces::processes(&run.display().to_string());
+        assert!(shims.is_empty(), "processes are left: {shims:?}");
+        for folder in [&base, &run] {
+            let mounts = traces::mounts(folder);
+            assert!(mounts.is_empty(), "mounts are left: {mounts:?}");
+        }
+        assert!(!run.exists(), "{} is left", run.display());
+        let left = traces::network_namespaces();
+        assert!(
+            left.is_subset(&network_namespaces),
+            "network namespaces are left: {left:?}"
+        );
         let cgroups = traces::cgroups(&replicas);
         assert!(cgroups.is_empty(), "cgroups are left: {cgroups:?}");
         assert!(!self.data().exists(), "{data} is left");
+    }
+}
+
+impl Cluster {
+    /// Where the sockets and the replicas' folders of this cluster are.
+    fn run_folder(&self) -> PathBuf {
+        let text = std::fs::read_to_string(self.data().join("config/agent.toml"));
+        let agent: toml::Table = text.expect("configuration").parse().expect("TOML");
+        let run_dir = Path::new(agent["run_dir"].as_str().expect("run_dir")).to_owned();
+        run_dir.parent().expect("a parent").to_owned()
     }
 }
 

@@ -40,6 +40,15 @@ pub(crate) fn mounts(folder: &Path) -> Vec<String> {
         .collect()
 }
 
+/// Named network namespaces.
+pub(crate) fn network_namespaces() -> std::collections::BTreeSet<std::ffi::OsString> {
+    let entries = std::fs::read_dir("/run/netns")
+        .into_iter()
+        .flatten()
+        .flatten();
+    entries.map(|entry| entry.file_name()).collect()
+}
+
 /// cgroups whose path ends in one of these replica ids.
 pub(crate) fn cgroups(replicas: &[String]) -> Vec<PathBuf> {
     fn walk(folder: &Path, depth: u32, replicas: &[String], found: &mut Vec<PathBuf>) {

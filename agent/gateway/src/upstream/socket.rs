@@ -29,6 +29,9 @@ pub(crate) enum SocketError {
         #[source]
         source: Errno,
     },
+    /// As every replica is before its server listens.
+    #[error("replica {replica} does not listen yet")]
+    NotYet { replica: ReplicaId },
     #[error("open {REPLICA_SOCKET} of replica {replica}")]
     Open {
         replica: ReplicaId,
@@ -91,9 +94,14 @@ fn open_socket(run_dir: &Path, replica: &ReplicaId, uid: u32) -> Result<OwnedFd,
         replica: replica.clone(),
         source,
     })?;
-    let opened = |source| SocketError::Open {
-        replica: replica.clone(),
-        source,
+    let opened = |source| match source {
+        Errno::ENOENT => SocketError::NotYet {
+            replica: replica.clone(),
+        },
+        source => SocketError::Open {
+            replica: replica.clone(),
+            source,
+        },
     };
     let socket = openat(
         folder.as_fd(),

@@ -16,8 +16,8 @@ use crate::output::Output;
 
 const EXAMPLES: &str = "\
 Examples:
-  stokehold query iris --data '{\"inputs\": [[5.1, 3.5, 1.4, 0.2]]}'
-  stokehold query iris --data @request.json --entity iris-2
+  stokehold query iris --data @rows.json
+  stokehold query scores --data '{\"inputs\": [[5.1, 3.5, 1.4, 0.2]]}' --entity scores-2
   echo '{\"messages\": [{\"role\": \"user\", \"content\": \"Hello\"}]}' | stokehold query chat --stream";
 
 /// The gateway ends a request itself after 297 s; a scaled-to-zero endpoint wakes within that.

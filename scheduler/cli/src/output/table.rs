@@ -122,9 +122,14 @@ fn cell(field: &Field, colour: bool) -> Cell {
     }
 }
 
-/// Of standard output, when it is a terminal.
+/// Narrower ones are terminals that do not know their size, as serial consoles are.
+const LEAST_WIDTH: u16 = 40;
+
+/// Of standard output, when it is a terminal that knows its width.
 pub(crate) fn terminal_width() -> Option<u16> {
-    comfy_table::Table::new().width()
+    comfy_table::Table::new()
+        .width()
+        .filter(|width| *width >= LEAST_WIDTH)
 }
 
 #[cfg(test)]

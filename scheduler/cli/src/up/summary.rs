@@ -45,7 +45,7 @@ fn text(layout: &Layout, record: &Record) -> String {
          stokehold image import runtime-mlflow.oci.tar\n  \
          stokehold model push ./iris --name iris --alias prod\n  \
          stokehold deploy iris --model iris@prod\n  \
-         stokehold query iris --data '{{\"inputs\": [[5.1, 3.5, 1.4, 0.2]]}}'",
+         stokehold query iris --data @rows.json",
         record.server,
         record.gateway,
         record.node,

@@ -80,7 +80,11 @@ fn model<'a>(
     input: &ServedEntityInput,
     field: &str,
 ) -> Result<&'a ModelVersion, ApiError> {
-    let name = input.entity_name.as_deref().filter(|text| !text.is_empty());
+    let name = either(
+        [&input.entity_name, &input.model_name],
+        ["entity_name", "model_name"],
+        field,
+    )?;
     let name = name.ok_or_else(|| {
         ApiError::invalid(format!(
             "{field}.entity_name: is missing, name a registered model"
@@ -88,10 +92,11 @@ fn model<'a>(
     })?;
     let name = ModelName::parse(name)
         .map_err(|problem| ApiError::invalid(format!("{field}.entity_name: {problem}")))?;
-    let version = input
-        .entity_version
-        .as_deref()
-        .filter(|text| !text.is_empty());
+    let version = either(
+        [&input.entity_version, &input.model_version],
+        ["entity_version", "model_version"],
+        field,
+    )?;
     let version = version.ok_or_else(|| {
         ApiError::invalid(format!(
             "{field}.entity_version: is missing, name a version of {name}"
@@ -110,6 +115,22 @@ fn model<'a>(
             message: format!("{field}.entity_name: {}", refusal.message),
             ..refusal
         })
+}
+
+/// A value in new words or old; both only where they agree.
+fn either<'a>(
+    values: [&'a Option<String>; 2],
+    names: [&str; 2],
+    field: &str,
+) -> Result<Option<&'a str>, ApiError> {
+    let [new, old] = values.map(|value| value.as_deref().filter(|text| !text.is_empty()));
+    match (new, old) {
+        (Some(new), Some(old)) if new != old => Err(ApiError::invalid(format!(
+            "{field}.{}: differs from {}, give one of them",
+            names[1], names[0]
+        ))),
+        (new, old) => Ok(new.or(old)),
+    }
 }
 
 /// The name as given, or `MODEL-VERSION` by the last part of a three-part model name.

@@ -454,12 +454,39 @@ fn a_full_disk_is_refused_with_the_path_and_the_bytes_needed() {
     assert_eq!(cache.usage().used, Bytes(0));
 }
 
-/// `mount -t tmpfs -o size=16m none DIR; STOKEHOLD_TEST_SMALL_DISK=DIR cargo test -- --ignored`
+/// A file system of 16 MiB, unmounted when dropped.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    /// `None` where this process may not mount one.
+    fn mount() -> Option<Self> {
+        use nix::mount::{MsFlags, mount};
+        let dir = temporary();
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+        let options = Some("size=16m,mode=0700");
+        match mount(Some("none"), dir.path(), Some("tmpfs"), flags, options) {
+            Ok(()) => Some(Self(dir)),
+            Err(errno) => {
+                eprintln!("skipped: a small disk cannot be mounted: {errno}");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let flags = nix::mount::MntFlags::MNT_DETACH;
+        nix::mount::umount2(self.0.path(), flags).expect("was mounted");
+    }
+}
+
 #[test]
-#[ignore = "needs a file system of 16 MiB: STOKEHOLD_TEST_SMALL_DISK=DIR"]
 fn a_disk_that_others_fill_meanwhile_is_an_error_that_names_path_and_bytes() {
-    let disk = std::env::var_os("STOKEHOLD_TEST_SMALL_DISK").expect("names a folder");
-    let disk = PathBuf::from(disk);
+    let Some(small) = SmallDisk::mount() else {
+        return;
+    };
+    let disk = small.0.path();
     let cache = Cache::open(&disk.join("cache"), Bytes::mib(100)).expect("opens");
     let model = two_files();
     let reservation = cache.reserve(model.id, &model.manifest).expect("fits");

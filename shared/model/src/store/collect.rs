@@ -5,9 +5,13 @@
 //! time, and not promised to a push meanwhile. Before each batch of deletes promises are looked at
 //! under the lock that pushes hold while they rely on a chunk, so a chunk is either promised, and
 //! stays, or deleted before the push looks, and is sent again. One process collects in a store.
+//!
+//! What somebody deleted by name ([`ChunkStore::collect_deleted`]) goes at once, however young: the
+//! push that brought it is over. A push that is under way beside it and was told of a chunk before
+//! that one was over is refused its manifest, and sends the chunk when it is tried again.
 
 use std::collections::HashSet;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::{StreamExt, TryStreamExt};
 use object_store::path::Path;
@@ -41,10 +45,48 @@ struct Garbage {
     chunk: Option<Digest>,
 }
 
+/// What was deleted by name, and when its push was over (`None`: before this process).
+#[derive(Default)]
+struct Disowned {
+    manifest: Option<ManifestId>,
+    chunks: HashSet<Digest>,
+    pushed: Option<Instant>,
+}
+
 impl ChunkStore {
     /// Deletes manifests that are not among `live`, and chunks that no kept manifest names. If a live
     /// manifest cannot be read, nothing is deleted.
     pub async fn collect(&self, live: &[ManifestId]) -> Result<Collected, CollectError> {
+        self.collect_all(live, Disowned::default()).await
+    }
+
+    /// The same, and nothing of `deleted` is kept for being young. It stays if it is among `live`.
+    pub async fn collect_deleted(
+        &self,
+        live: &[ManifestId],
+        deleted: ManifestId,
+    ) -> Result<Collected, CollectError> {
+        // One that is gone or broken has nothing to add to an ordinary collection.
+        let disowned = match self.get_manifest(deleted).await {
+            Ok(bytes) => Manifest::decode(&bytes).ok(),
+            Err(_) => None,
+        };
+        let chunks = disowned.iter().flat_map(|manifest| &manifest.files);
+        let disowned = Disowned {
+            manifest: Some(deleted),
+            chunks: chunks
+                .flat_map(|file| file.chunks.iter().copied())
+                .collect(),
+            pushed: self.stored_at(deleted),
+        };
+        self.collect_all(live, disowned).await
+    }
+
+    async fn collect_all(
+        &self,
+        live: &[ManifestId],
+        disowned: Disowned,
+    ) -> Result<Collected, CollectError> {
         self.forget_old_promises();
         let mut collected = Collected::default();
         let mut kept: HashSet<ManifestId> = live.iter().copied().collect();
@@ -56,7 +98,7 @@ impl ChunkStore {
             if kept.contains(&id) {
                 continue;
             }
-            if self.is_young(&meta) {
+            if self.is_young(&meta) && disowned.manifest != Some(id) {
                 kept.insert(id);
             } else {
                 garbage.push(Garbage {
@@ -68,13 +110,14 @@ impl ChunkStore {
         }
         let marked = self.mark(&kept).await?;
         // Manifests go first: a crash in between leaves chunks too many, never a manifest without.
-        collected.deleted_manifests = self.sweep(garbage, &mut collected).await?;
+        collected.deleted_manifests = self.sweep(garbage, &disowned, &mut collected).await?;
         let mut garbage = Vec::new();
         for meta in self.list("chunks").await? {
             let Some(chunk) = chunk_digest(&meta.location) else {
                 continue;
             };
-            if marked.contains(&chunk) || self.is_young(&meta) {
+            let young = self.is_young(&meta) && !disowned.chunks.contains(&chunk);
+            if marked.contains(&chunk) || young {
                 collected.kept_chunks += 1;
                 continue;
             }
@@ -85,7 +128,7 @@ impl ChunkStore {
             });
         }
         let candidates = garbage.len();
-        collected.deleted_chunks = self.sweep(garbage, &mut collected).await?;
+        collected.deleted_chunks = self.sweep(garbage, &disowned, &mut collected).await?;
         collected.kept_chunks += candidates - collected.deleted_chunks;
         collected.deleted_leftovers = self.sweep_leftovers().await;
         Ok(collected)
@@ -109,13 +152,15 @@ impl ChunkStore {
     async fn sweep(
         &self,
         garbage: Vec<Garbage>,
+        disowned: &Disowned,
         collected: &mut Collected,
     ) -> Result<usize, BackendError> {
         let mut deleted = 0;
         for batch in garbage.chunks(BATCH) {
             let _exclusive = self.shared.sweep.write().await;
             for object in batch {
-                if object.chunk.is_some_and(|chunk| self.is_promised(chunk)) {
+                let promised = |chunk| self.is_promised(chunk, disowned);
+                if object.chunk.is_some_and(promised) {
                     continue;
                 }
                 match self.objects.delete(&object.path).await {
@@ -129,15 +174,27 @@ impl ChunkStore {
         Ok(deleted)
     }
 
-    /// Whether somebody was told within the grace time that the chunk is here.
-    fn is_promised(&self, chunk: Digest) -> bool {
+    /// Whether somebody was told within the grace time that the chunk is here. Of a disowned chunk
+    /// only what was told after its push was over counts.
+    fn is_promised(&self, chunk: Digest, disowned: &Disowned) -> bool {
         let promised = self
             .shared
             .promised
             .lock()
             .expect("nothing panics under it");
         let told = promised.get(&chunk);
-        told.is_some_and(|at| at.elapsed() < self.grace)
+        told.is_some_and(|at| {
+            let kept = match disowned.pushed {
+                Some(pushed) if disowned.chunks.contains(&chunk) => *at > pushed,
+                _ => true,
+            };
+            kept && at.elapsed() < self.grace
+        })
+    }
+
+    fn stored_at(&self, manifest: ManifestId) -> Option<Instant> {
+        let stored = self.shared.stored.lock().expect("nothing panics under it");
+        stored.get(&manifest).copied()
     }
 
     fn forget_old_promises(&self) {
@@ -147,6 +204,9 @@ impl ChunkStore {
             .lock()
             .expect("nothing panics under it");
         promised.retain(|_, at| at.elapsed() < self.grace);
+        drop(promised);
+        let mut stored = self.shared.stored.lock().expect("nothing panics under it");
+        stored.retain(|_, at| at.elapsed() < self.grace);
     }
 
     fn is_young(&self, meta: &ObjectMeta) -> bool {

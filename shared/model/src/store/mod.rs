@@ -60,6 +60,8 @@ struct Shared {
     sweep: tokio::sync::RwLock<()>,
     /// Chunks of which somebody was lately told that they are here, and when.
     promised: Mutex<HashMap<Digest, Instant>>,
+    /// When each manifest was lately stored: its push is over, and so are the promises before it.
+    stored: Mutex<HashMap<ManifestId, Instant>>,
 }
 
 impl ChunkStore {
@@ -178,6 +180,9 @@ impl ChunkStore {
         self.promise(chunks.keys().copied());
         self.sync_folders(chunks.keys().copied()).await?;
         self.put(&self.manifest_path(id), bytes).await?;
+        let mut stored = self.shared.stored.lock().expect("nothing panics under it");
+        stored.insert(id, Instant::now());
+        drop(stored);
         Ok(id)
     }
 

@@ -185,6 +185,47 @@ async fn a_push_under_way_loses_nothing_to_a_collection() {
 }
 
 #[tokio::test]
+async fn what_was_deleted_by_name_goes_at_once_but_not_what_another_push_counts_on() {
+    let (folder, first, second) = (temporary(), temporary(), temporary());
+    let store = ChunkStore::local(folder.path()).expect("store");
+    let gone = model(first.path(), 1);
+    let kept = model(second.path(), 2);
+    let gone_id = push(&store, first.path(), &gone).await;
+    let kept_id = push(&store, second.path(), &kept).await;
+    let collected = store.collect(&[kept_id]).await.expect("collected");
+    assert_eq!(
+        collected.deleted_chunks, 0,
+        "young objects are somebody's push"
+    );
+
+    // Another push was told of one of its chunks meanwhile.
+    let large = gone
+        .files
+        .iter()
+        .find(|file| file.path == "large")
+        .expect("is there");
+    let counted_on = large.chunks[0];
+    assert!(store.has_chunk(counted_on).await.expect("looked up"));
+    let collected = store
+        .collect_deleted(&[kept_id], gone_id)
+        .await
+        .expect("collected");
+    let own: std::collections::BTreeSet<_> = gone.chunks().into_keys().collect();
+    let shared: std::collections::BTreeSet<_> = kept.chunks().into_keys().collect();
+    let expected = own
+        .difference(&shared)
+        .filter(|chunk| **chunk != counted_on)
+        .count();
+    assert!(expected > 0);
+    assert_eq!(collected.deleted_chunks, expected);
+    assert!(store.has_chunk(counted_on).await.expect("looked up"));
+    assert!(store.get_manifest(gone_id).await.is_err());
+    for chunk in shared {
+        assert!(store.has_chunk(chunk).await.expect("looked up"));
+    }
+}
+
+#[tokio::test]
 async fn a_chunk_that_was_promised_stays_however_old_it_is() {
     let (dir, data) = (temporary(), temporary());
     let manifest = model(dir.path(), 1);
