@@ -105,19 +105,13 @@ pub fn cli() -> ExitCode {
         if cli.check_config {
             return writeln!(std::io::stdout(), "configuration is valid").context("say so");
         }
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .enable_all()
-            .thread_name("agent")
-            .build()
-            .context("start the runtime")?;
         match cli.command {
-            Some(Command::Join(arguments)) => runtime.block_on(join(&config, arguments)),
+            Some(Command::Join(arguments)) => {
+                daemon::exit::block_on("agent", join(&config, arguments))
+            }
             None => {
                 daemon::telemetry::init(&config.log);
-                let ended = runtime.block_on(start::run(config));
-                // A step that waits for a hung disk must not hold up the end.
-                runtime.shutdown_background();
-                ended
+                daemon::exit::block_on("agent", start::run(config))
             }
         }
     })

@@ -64,10 +64,7 @@ pub(crate) fn run() -> ExitCode {
 
 fn serve(config: Config) -> anyhow::Result<()> {
     daemon::telemetry::init(&config.log);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?;
-    runtime.block_on(async {
+    daemon::exit::block_on("scheduler", async {
         let cancel = CancellationToken::new();
         let mut running = boot::start(config, cancel.clone()).await?;
         running.stop_on_signal(cancel.clone());

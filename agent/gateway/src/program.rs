@@ -73,21 +73,16 @@ pub(crate) fn run() -> anyhow::Result<()> {
         daemon::config::load(path.unwrap_or(Path::new(DEFAULT_CONFIG)), path.is_some())?;
     config.check()?;
     match arguments.command {
-        Some(Command::Join(join)) => runtime()?.block_on(join_cluster(&config, &join)),
+        Some(Command::Join(join)) => {
+            daemon::exit::block_on("gateway", join_cluster(&config, &join))
+        }
         None if arguments.check_config => writeln!(std::io::stdout(), "configuration is valid")
             .context("write to standard output"),
         None => {
             telemetry::init(&config.log);
-            runtime()?.block_on(serve(config))
+            daemon::exit::block_on("gateway", serve(config))
         }
     }
-}
-
-fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("start the runtime")
 }
 
 async fn join_cluster(config: &Config, arguments: &JoinArguments) -> anyhow::Result<()> {
