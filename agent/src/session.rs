@@ -98,6 +98,9 @@ impl Session {
         if self.link.connection.borrow().is_none() {
             return;
         }
+        if !worth_reporting(&self.view.borrow()) {
+            return;
+        }
         let report = compose(&self.view.borrow(), &self.samples.borrow());
         let body = ClientBody::AgentReport(AgentReportMessage::from(&report));
         if self.link.outgoing.try_send(body).is_err() {
@@ -117,6 +120,12 @@ fn interval(millis: u32) -> Duration {
         0 => REPORT_EVERY,
         millis => Duration::from_millis(millis.into()).clamp(REPORT_LIMITS.0, REPORT_LIMITS.1),
     }
+}
+
+/// An agent that lost its ledger knows of nothing before its first look, and must not say that there
+/// is nothing.
+fn worth_reporting(view: &NodeView) -> bool {
+    view.looked || !view.replicas.is_empty()
 }
 
 /// One report from what the control loop and the sampler last said.
@@ -160,7 +169,7 @@ mod tests {
             },
             events,
             plans,
-            view: watch::channel(Arc::new(NodeView::empty(&ledger))).1,
+            view: watch::channel(Arc::new(NodeView::unseen(&ledger))).1,
             samples: watch::channel(Arc::new(Samples::default())).1,
             metrics: Metrics::register(&mut Registry::default()),
         };
@@ -181,6 +190,21 @@ mod tests {
         }
         cancel.cancel();
         session.await.expect("ran").expect("ended well");
+    }
+
+    #[test]
+    fn before_the_first_look_what_the_ledger_remembers_is_unknown_and_nothing_is_ever_said_to_be_gone()
+     {
+        let mut ledger = crate::ledger::Ledger::default();
+        assert!(!worth_reporting(&NodeView::unseen(&ledger)));
+        let planned = crate::fixtures::planned_replica(7);
+        let record = crate::ledger::ReplicaRecord::new(&planned, 100_000);
+        ledger.adopt(planned.id.clone(), record);
+        let view = NodeView::unseen(&ledger);
+        assert!(worth_reporting(&view));
+        let report = compose(&view, &Samples::default());
+        let said: Vec<_> = report.replicas.iter().map(|r| (&r.id, r.phase)).collect();
+        assert_eq!(said, [(&planned.id, shared::report::ReplicaPhase::Unknown)]);
     }
 
     #[test]

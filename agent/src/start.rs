@@ -84,7 +84,7 @@ async fn assemble(
     // Taking stock of many models takes a while.
     let cache = tokio::task::spawn_blocking(move || Cache::open(&cache_dir, capacity)).await??;
 
-    let (view, view_rx) = watch::channel(Arc::new(NodeView::empty(&ledger)));
+    let (view, view_rx) = watch::channel(Arc::new(NodeView::unseen(&ledger)));
     let greeting = view_rx.clone();
     let options = LinkOptions {
         addresses,
@@ -283,7 +283,7 @@ mod tests {
         let opened = std::fs::File::open(&old).expect("there");
         opened.set_times(times).expect("set");
 
-        let empty = || Arc::new(NodeView::empty(&Ledger::default()));
+        let empty = || Arc::new(NodeView::unseen(&Ledger::default()));
         let (view, seen) = watch::channel(empty());
         let cancel = CancellationToken::new();
         let cleaning = tokio::spawn(clean_logs(logs, seen, cancel.clone()));

@@ -10,8 +10,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 
 #[test]
 fn killing_the_agent_loses_no_request_and_the_replica_goes_on_as_it_was() {
-    let mut cluster = Cluster::start();
-    cluster.announce("agent");
+    let cluster = Cluster::start();
     cluster.deploy_probe("steady", &json!({"service_ms": 5}), &[]);
     let probe = cluster.query("steady", &json!({"inputs": [[1]]})).json()["probe"].clone();
     let replicas = cluster.replicas("steady");
@@ -41,7 +40,6 @@ fn killing_the_agent_loses_no_request_and_the_replica_goes_on_as_it_was() {
 fn killing_the_scheduler_loses_no_request_and_moves_nothing() {
     let mut cluster = Cluster::start();
     cluster.announce("no session with the scheduler");
-    cluster.announce("scheduler");
     cluster.deploy_probe(
         "steady",
         &json!({"service_ms": 5}),
@@ -77,8 +75,6 @@ fn killing_the_scheduler_loses_no_request_and_moves_nothing() {
 fn a_killed_gateway_is_back_soon_and_serves_from_disk_without_the_scheduler() {
     let mut cluster = Cluster::start();
     cluster.announce("no session with the scheduler");
-    cluster.announce("gateway");
-    cluster.announce("scheduler");
     cluster.deploy_probe("steady", &json!({}), &[]);
     // The scheduler is stopped, not killed: its supervisor would bring it back at once.
     let scheduler = nix::unistd::Pid::from_raw(cluster.daemon("scheduler").expect("runs"));
@@ -110,8 +106,8 @@ fn a_killed_gateway_is_back_soon_and_serves_from_disk_without_the_scheduler() {
 #[test]
 fn a_replica_that_dies_loses_only_its_own_request_and_is_replaced() {
     let mut cluster = Cluster::start();
-    cluster.announce("replica");
-    cluster.announce("upstream");
+    cluster.announce("replica ended by itself");
+    cluster.announce("replica failed: exited with code 3");
     cluster.deploy_probe("mortal", &json!({}), &[]);
     let before = cluster.replicas("mortal");
     let died = cluster.query("mortal", &json!({"inputs": [[1]], "params": {"exit": 3}}));

@@ -59,8 +59,7 @@ where
 
 #[test]
 fn an_endpoint_at_zero_wakes_for_the_first_request_and_more_load_brings_more_replicas() {
-    let mut cluster = Cluster::start();
-    cluster.announce("queue");
+    let cluster = Cluster::start();
     let zero = [
         "--scale-to-zero",
         "--max-replicas",
@@ -296,8 +295,8 @@ fn curl_shows_every_refusal_in_full() {
 #[test]
 fn a_container_that_takes_more_memory_than_it_may_is_killed_and_reported_as_such() {
     let mut cluster = Cluster::start();
-    cluster.announce("replica");
-    cluster.announce("upstream");
+    cluster.announce("out of memory");
+    cluster.announce("killed for memory");
     cluster.deploy_probe("hungry", &json!({}), &["--memory", "64MiB"]);
     let before = cluster.replicas("hungry");
     let killed = cluster.query(
@@ -318,7 +317,7 @@ fn a_container_that_takes_more_memory_than_it_may_is_killed_and_reported_as_such
             .find(|r| r["id"] == before[0].as_str() && r["ended"] == true)?;
         dead["reason"].as_str().map(str::to_owned)
     });
-    assert!(reason.contains("out of memory"), "{reason}");
+    assert!(reason.contains("killed for memory"), "{reason}");
     // Nobody else was harmed, and another replica takes its place.
     let next = cluster.query("hungry", &json!({"inputs": [[1, 1]]}));
     assert_eq!(next.status, 200, "{}", String::from_utf8_lossy(&next.body));

@@ -40,7 +40,7 @@ fn join(cluster: &Cluster, token: &str) -> (bool, String) {
 #[test]
 fn wrong_used_and_expired_tokens_and_foreign_authorities_are_refused_in_words() {
     let mut cluster = Cluster::start();
-    cluster.announce("join");
+    cluster.announce("join refused");
     let made = |arguments: &[&str]| {
         let mut all = vec!["node", "token"];
         all.extend(arguments);

@@ -54,7 +54,7 @@ fn an_update_under_load_fails_no_request() {
 #[test]
 fn a_version_that_cannot_start_leaves_the_old_one_serving_and_says_why() {
     let mut cluster = Cluster::start();
-    cluster.announce("replica");
+    cluster.announce("exited with code 41");
     cluster.announce("config update failed");
     cluster.deploy_probe("safe", &json!({}), &[]);
     let broken = cluster.push_probe("safe", "2", &json!({"exit_at_start": 41}));

@@ -1,13 +1,14 @@
 //! What the rest of the agent sees of the loop.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use shared::ids::{Epoch, Revision};
+use shared::ids::{Epoch, ReplicaId, Revision};
 use shared::report::{ImageStatus, ModelStatus, ReplicaPhase, ReplicaStatus};
 use tokio::time::Instant;
 
 use super::ControlLoop;
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, ReplicaRecord};
 use crate::models::Models;
 use crate::reconcile::Pass;
 
@@ -32,14 +33,29 @@ pub struct NodeView {
     pub models: Vec<ModelStatus>,
     /// When the ages in `replicas` were true.
     pub at: Instant,
+    /// Whether containerd was looked at since the agent's start.
+    pub looked: bool,
 }
 
 impl NodeView {
-    pub fn empty(ledger: &Ledger) -> Self {
+    /// Before the first look: what the ledger remembers may be running or not. Saying nothing of it
+    /// would say that it is gone, and take replicas that serve out of the routes.
+    pub fn unseen(ledger: &Ledger) -> Self {
+        let unknown = |(id, record): (&ReplicaId, &ReplicaRecord)| ReplicaStatus {
+            id: id.clone(),
+            endpoint: record.endpoint.clone(),
+            entity: record.entity.clone(),
+            phase: ReplicaPhase::Unknown,
+            reason: "the agent has just started and has not looked yet".to_owned(),
+            since: Duration::ZERO,
+            exit: None,
+            sample: None,
+        };
         Self {
             plan: ledger.plan().map(|plan| (plan.epoch, plan.revision)),
             highest_epoch: ledger.highest_epoch(),
-            replicas: Vec::new(),
+            replicas: ledger.replicas().iter().map(unknown).collect(),
+            looked: false,
             images: Vec::new(),
             models: Vec::new(),
             at: Instant::now(),
@@ -63,7 +79,8 @@ impl<M: Models> ControlLoop<M> {
             replicas,
             images: pass.images.clone(),
             models: pass.models.clone(),
-            ..NodeView::empty(&self.parts.ledger)
+            looked: true,
+            ..NodeView::unseen(&self.parts.ledger)
         };
         self.parts.view.send_replace(Arc::new(view));
     }

@@ -218,29 +218,19 @@ impl Replica {
     }
 }
 
-/// Why a replica failed, for people.
+/// Why a replica failed, for people. An agent says how it ended in words of its own; only the limit
+/// that it ran into is better known here.
 fn failure(seen: &Seen, memory_bytes: u64) -> String {
-    let what = match &seen.exit {
+    match &seen.exit {
         Some(exit) if exit.out_of_memory => format!(
-            "killed for memory: limit {}; raise memory_bytes",
+            "killed for memory (exit code {}): the limit is {}, raise memory_bytes or lower the load",
+            exit.code,
             Bytes(memory_bytes)
         ),
-        Some(exit) if exit.code > 128 => {
-            format!(
-                "ended by signal {} (exit code {})",
-                exit.code - 128,
-                exit.code
-            )
-        }
+        _ if !seen.reason.is_empty() => seen.reason.clone(),
+        Some(exit) if exit.code > 128 => format!("ended by signal {}", exit.code - 128),
         Some(exit) => format!("exited with code {}", exit.code),
-        None => String::new(),
-    };
-    match (what.is_empty(), seen.reason.is_empty()) {
-        (true, true) => "failed without a reason".into(),
-        (false, true) => what,
-        // An agent says how a replica ended in much the same words.
-        (_, false) if seen.reason.contains(&what) => seen.reason.clone(),
-        (_, false) => format!("{what}: {}", seen.reason),
+        None => "failed without a reason".to_owned(),
     }
 }
 
@@ -270,7 +260,7 @@ mod tests {
         assert_eq!(told("no such image", None), "no such image");
         assert_eq!(
             told("gone", Some((137, true))),
-            "killed for memory: limit 1 GiB; raise memory_bytes: gone"
+            "killed for memory (exit code 137): the limit is 1 GiB, raise memory_bytes or lower the load"
         );
         assert_eq!(told("", None), "failed without a reason");
     }

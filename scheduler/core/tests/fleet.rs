@@ -205,7 +205,8 @@ fn an_update_that_fails_leaves_the_old_version_serving_and_says_why() {
     let message = &state.deployment_state_message;
     assert!(
         message.starts_with("3 starts failed, the last on n")
-            && message.ends_with("killed for memory: limit 1 GiB; raise memory_bytes"),
+            && message.contains("killed for memory")
+            && message.contains("the limit is 1 GiB"),
         "{message}"
     );
     sim.steps(10);
