@@ -100,6 +100,6 @@ fn a_revoked_node_is_sent_away_and_told_why() {
         let text = std::fs::read_to_string(&log).unwrap_or_default();
         text.contains("revoked").then_some(())
     });
-    node.stop(&cluster);
+    node.stop(&mut cluster);
     cluster.finish();
 }

@@ -70,7 +70,7 @@ fn a_request_that_enters_where_no_replica_is_reaches_one_on_the_other_node() {
             .all(|n| n["replicas"] == 0);
         none.then_some(())
     });
-    node.stop(&cluster);
+    node.stop(&mut cluster);
     cluster.finish();
 }
 
@@ -121,6 +121,6 @@ fn a_node_that_falls_silent_is_declared_lost_and_its_replicas_are_replaced() {
         cluster.query("spread", &json!({"inputs": [[1]]})).status,
         200
     );
-    node.stop(&cluster);
+    node.stop(&mut cluster);
     cluster.finish();
 }

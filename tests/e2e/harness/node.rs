@@ -167,7 +167,12 @@ impl SecondNode {
     }
 
     /// Stops the daemons and whatever replicas they had, so that nothing is left behind.
-    pub(crate) fn stop(mut self, cluster: &Cluster) {
+    pub(crate) fn stop(mut self, cluster: &mut Cluster) {
+        // It is silent from here on, which the scheduler may notice before it is taken down itself.
+        cluster.announce(&format!(
+            "node lost: silent for more than 15 s node={}",
+            self.name
+        ));
         for daemon in [self.gateway.take(), self.agent.take()]
             .into_iter()
             .flatten()
