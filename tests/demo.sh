@@ -89,7 +89,7 @@ in_container() { # name, arguments of python3
     local name=$1
     shift
     ctr -a "$socket" -n stokehold run --rm \
-        --mount "type=bind,src=$work,dst=/work,options=rbind:rw" \
+        --mount "type=bind,src=$work,dst=/training,options=rbind:rw" \
         --mount "type=tmpfs,dst=/tmp,options=size=256m" \
         --env HOME=/tmp --env MLFLOW_DISABLE_TELEMETRY=true \
         "$image" "$name" /usr/bin/python3 "$@"
@@ -100,7 +100,7 @@ for _ in $(seq 600); do
 done
 cp tests/models/train_iris.py tests/models/predict.py "$work"
 chown -R 65534:65534 "$work"
-in_container demo-train /work/train_iris.py /work/iris 2>"$work/train.log" || fail "$(cat "$work/train.log")"
+in_container demo-train /training/train_iris.py /training/iris 2>"$work/train.log" || fail "$(cat "$work/train.log")"
 check "the model's files: $(ls "$work/iris" | tr '\n' ' ')"
 
 step "Push it: hashed, cut into chunks, registered as iris/1"
@@ -122,7 +122,7 @@ printf '%s$ curl --cacert ca.pem -H "Authorization: Bearer ..." -d @rows.json %s
     "$dim" "$gateway" "$plain"
 served=$(ask)
 echo "$served"
-direct=$(in_container demo-direct /work/predict.py /work/iris /work/rows.json | tail -1)
+direct=$(in_container demo-direct /training/predict.py /training/iris /training/rows.json | tail -1)
 python3 - "$served" "$direct" <<'PY' || fail "the endpoint answered otherwise than the model run directly: $direct"
 import json, sys
 served, direct = (json.loads(text)["predictions"] for text in sys.argv[1:])

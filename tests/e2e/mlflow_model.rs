@@ -12,7 +12,7 @@ fn python(cluster: &Cluster, name: &str, arguments: &[&str]) -> String {
     let socket = agent["containerd"].as_str().expect("containerd").to_owned();
     let shared = cluster.base().join("train");
     let mount = format!(
-        "type=bind,src={},dst=/work,options=rbind:rw",
+        "type=bind,src={},dst=/training,options=rbind:rw",
         shared.display()
     );
     let tmp = "type=tmpfs,dst=/tmp,options=size=256m";
@@ -72,7 +72,11 @@ fn an_mlflow_model_answers_over_https_what_it_answers_when_run_directly() {
             .contains("runtime-mlflow")
             .then_some(())
     });
-    python(&cluster, "train", &["/work/train_iris.py", "/work/iris"]);
+    python(
+        &cluster,
+        "train",
+        &["/training/train_iris.py", "/training/iris"],
+    );
     let rows = json!({"dataframe_split": {
         "columns": ["sepal length (cm)", "sepal width (cm)", "petal length (cm)", "petal width (cm)"],
         "data": [[5.1, 3.5, 1.4, 0.2], [6.7, 3.0, 5.2, 2.3], [5.9, 3.0, 4.2, 1.5]],
@@ -81,7 +85,11 @@ fn an_mlflow_model_answers_over_https_what_it_answers_when_run_directly() {
     let direct = python(
         &cluster,
         "direct",
-        &["/work/predict.py", "/work/iris", "/work/rows.json"],
+        &[
+            "/training/predict.py",
+            "/training/iris",
+            "/training/rows.json",
+        ],
     );
     let direct: Value = serde_json::from_str(direct.trim()).expect("JSON");
 

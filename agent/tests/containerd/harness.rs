@@ -116,7 +116,7 @@ impl Node {
         let cancel = CancellationToken::new();
         let (plans, plans_rx) = mpsc::channel(4);
         let (events, events_rx) = mpsc::channel(64);
-        let (view, view_rx) = watch::channel(Arc::new(NodeView::empty(&ledger)));
+        let (view, view_rx) = watch::channel(Arc::new(NodeView::unseen(&ledger)));
         let (ready, ready_rx) = watch::channel(Err("starting".into()));
         let control_loop = ControlLoop::new(Parts {
             node: NodeName::parse("n1").expect("valid"),
