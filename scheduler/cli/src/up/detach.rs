@@ -36,7 +36,7 @@ pub(super) fn launch(layout: &Layout, args: &UpArgs, output: &Output) -> anyhow:
         .stderr(err)
         .spawn()
         .context("start the supervisor")?;
-    // The supervisor leaves this session as its first act.
+    // The supervisor leaves the terminal's session as its first act.
     let record = match wait(layout, args, &mut child, output)? {
         Some(record) => record,
         None => {
