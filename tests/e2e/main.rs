@@ -8,6 +8,7 @@ mod harness;
 mod faults;
 mod hostile;
 mod limits;
+mod load;
 mod main_job;
 mod members;
 mod mlflow_model;

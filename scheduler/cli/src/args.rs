@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::commands::{context, deploy, endpoint, image, logs, model, node, query, token};
-use crate::up;
+use crate::{load, up};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -105,6 +105,8 @@ pub(crate) enum Command {
     Describe(endpoint::DescribeArgs),
     /// Sends a request to an endpoint.
     Query(query::QueryArgs),
+    /// Sends requests at a given rate, and shows latencies and how the endpoint scales.
+    Load(load::LoadArgs),
     /// Shows what an endpoint's replicas wrote.
     Logs(logs::LogsArgs),
     /// Deletes an endpoint.

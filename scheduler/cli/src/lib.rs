@@ -22,6 +22,7 @@
 //! | `client` | HTTPS with the context's CA, and what errors mean |
 //! | `output` | tables, JSON, progress |
 //! | `commands` | one file for each noun |
+//! | `load` | an open load on an endpoint, and what came of it |
 //! | `push` | models and images: hash, upload what is missing, register |
 //! | `up` | one machine: start, supervise, take away |
 
@@ -31,6 +32,7 @@ mod commands;
 mod context;
 mod duration;
 mod exit;
+mod load;
 mod output;
 mod push;
 mod up;

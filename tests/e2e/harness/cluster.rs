@@ -18,6 +18,7 @@ static ALONE: Mutex<()> = Mutex::new(());
 pub(crate) struct Cluster {
     base: tempfile::TempDir,
     port_base: u16,
+    settings: Vec<String>,
     announced: Vec<String>,
     extra_logs: Vec<PathBuf>,
     finished: bool,
@@ -42,6 +43,11 @@ impl Answer {
 
 impl Cluster {
     pub(crate) fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// With settings of the daemons (`up --set`).
+    pub(crate) fn start_with(settings: &[&str]) -> Self {
         // A test that failed must not fail the others.
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         assert!(
@@ -55,6 +61,7 @@ impl Cluster {
         let cluster = Self {
             port_base: free_ports(),
             base,
+            settings: settings.iter().map(|text| (*text).to_owned()).collect(),
             announced: Vec::new(),
             extra_logs: Vec::new(),
             finished: false,
@@ -70,7 +77,7 @@ impl Cluster {
     pub(crate) fn up(&self) {
         let ports = self.port_base.to_string();
         let data = self.data().display().to_string();
-        self.cli(&[
+        let mut arguments = vec![
             "up",
             "--data",
             &data,
@@ -79,7 +86,11 @@ impl Cluster {
             &ports,
             "--node",
             "n1",
-        ]);
+        ];
+        for setting in &self.settings {
+            arguments.extend(["--set", setting]);
+        }
+        self.cli(&arguments);
     }
 
     pub(crate) fn base(&self) -> &Path {
@@ -101,6 +112,13 @@ impl Cluster {
 
     /// Runs `stokehold`, whatever comes of it.
     pub(crate) fn try_cli(&self, arguments: &[&str]) -> Output {
+        self.cli_command(arguments)
+            .output()
+            .expect("stokehold runs")
+    }
+
+    /// `stokehold` as this cluster's user runs it, for a test that waits for it itself.
+    pub(crate) fn cli_command(&self, arguments: &[&str]) -> Command {
         let mut command = self.command("stokehold");
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("STOKEHOLD_") || name == "SUDO_USER" {
@@ -111,9 +129,8 @@ impl Cluster {
             .args(arguments)
             .env("HOME", self.home())
             .env_remove("XDG_CONFIG_HOME")
-            .env("NO_COLOR", "1")
-            .output()
-            .expect("stokehold runs")
+            .env("NO_COLOR", "1");
+        command
     }
 
     /// Runs `stokehold`, which must succeed, and returns what it printed.

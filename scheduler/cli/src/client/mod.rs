@@ -184,6 +184,17 @@ impl Client {
         Err(ClientError::of_answer(status, request_id, &body))
     }
 
+    /// For a caller that sends the same call many times, counts each failure, and tries none again.
+    pub(crate) fn prepared(
+        &self,
+        call: &Call<'_>,
+    ) -> Result<(reqwest::Client, reqwest::Request), ClientError> {
+        let request = self.request(call).build();
+        let request =
+            request.map_err(|error| ClientError::of_transport(&self.base, error, &self.ca))?;
+        Ok((self.http.clone(), request))
+    }
+
     async fn send(&self, call: &Call<'_>) -> Result<Response, ClientError> {
         let mut tries = 0;
         loop {

@@ -17,7 +17,7 @@ use crate::args::{Cli, Command};
 use crate::client::Client;
 use crate::context::Resolved;
 use crate::output::Output;
-use crate::up;
+use crate::{load, up};
 
 pub(crate) fn run(args: Cli, output: &Output) -> anyhow::Result<()> {
     let target = args.target;
@@ -44,6 +44,7 @@ async fn talk(command: Command, context: &Resolved, output: &Output) -> anyhow::
         Command::Query(args) => {
             query::run(args, &Client::to_gateway(context, output)?, output).await
         }
+        Command::Load(args) => load::run(args, context, output).await,
         Command::Model(command) => model::run(command, &server()?, output).await,
         Command::Image(command) => image::run(command, &server()?, output).await,
         Command::Node(command) => node::run(command, &server()?, output).await,

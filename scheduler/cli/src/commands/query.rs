@@ -49,8 +49,7 @@ enum Source {
 }
 
 pub(crate) async fn run(args: QueryArgs, client: &Client, output: &Output) -> anyhow::Result<()> {
-    let source = source(args.data.as_deref(), std::io::stdin().is_terminal())?;
-    let body = prepare(read(source)?, args.stream)?;
+    let body = prepare(given(args.data.as_deref())?, args.stream)?;
     let path = path(&args.name, args.entity.as_ref());
     let mut call = Call::new(Method::POST, path).timeout(Some(PATIENCE));
     call.body = crate::client::Payload::Json(body.into());
@@ -64,6 +63,15 @@ pub(crate) async fn run(args: QueryArgs, client: &Client, output: &Output) -> an
     output.raw(&answer)
 }
 
+/// The body that `--data` means, checked to be JSON.
+pub(crate) fn body(data: Option<&str>) -> anyhow::Result<Vec<u8>> {
+    prepare(given(data)?, false)
+}
+
+fn given(data: Option<&str>) -> anyhow::Result<Vec<u8>> {
+    read(source(data, std::io::stdin().is_terminal())?)
+}
+
 async fn stream(call: Call<'_>, client: &Client, output: &Output) -> anyhow::Result<()> {
     let mut response = client.open(&call).await?;
     while let Some(piece) = client.chunk(&mut response).await? {
@@ -72,7 +80,7 @@ async fn stream(call: Call<'_>, client: &Client, output: &Output) -> anyhow::Res
     Ok(())
 }
 
-fn path(endpoint: &EndpointName, entity: Option<&EntityName>) -> String {
+pub(crate) fn path(endpoint: &EndpointName, entity: Option<&EntityName>) -> String {
     match entity {
         None => format!("/serving-endpoints/{endpoint}/invocations"),
         Some(entity) => {

@@ -50,6 +50,11 @@ impl Output {
         self.format == OutputFormat::Json
     }
 
+    /// Whether progress moves in place.
+    pub(crate) fn is_lively(&self) -> bool {
+        self.lively
+    }
+
     /// One line of the result.
     pub(crate) fn line(&self, text: impl AsRef<str>) -> anyhow::Result<()> {
         write_stdout(text.as_ref().as_bytes(), true)

@@ -7,6 +7,7 @@ use toml::{Table, Value};
 use super::accounts::REPLICA_UIDS;
 use super::accounts::replica_uid_start;
 use super::plan::Plan;
+use super::settings;
 
 /// Plugins of containerd that would open files or sockets outside of ours. Names that a version
 /// does not know are ignored by it.
@@ -54,7 +55,7 @@ pub(super) fn scheduler(plan: &Plan) -> String {
         .iter()
         .map(|name| with_port(name, plan.ports.scheduler).into())
         .collect();
-    table([
+    let config = table([
         ("data_dir", path(&layout.own("scheduler"))),
         ("pki_dir", path(&layout.pki("scheduler"))),
         ("listen_http", listen.clone().into()),
@@ -62,14 +63,14 @@ pub(super) fn scheduler(plan: &Plan) -> String {
         ("advertise", advertise.into()),
         ("admin_listen", metrics(plan.ports.metrics[0])),
         ("runtimes_dirs", vec![path(&plan.runtimes)].into()),
-    ])
-    .to_string()
+    ]);
+    with_settings("scheduler", plan, config)
 }
 
 pub(super) fn agent(plan: &Plan, cache_capacity_bytes: u64) -> String {
     let layout = &plan.layout;
     let capacity = i64::try_from(cache_capacity_bytes).unwrap_or(i64::MAX);
-    table([
+    let config = table([
         ("node", plan.node.as_str().into()),
         ("scheduler", vec![scheduler_address(plan)].into()),
         ("pki_dir", path(&layout.pki("agent"))),
@@ -92,8 +93,8 @@ pub(super) fn agent(plan: &Plan, cache_capacity_bytes: u64) -> String {
         ("logshim", path(&plan.programs.logshim)),
         ("cgroup_parent", layout.cgroup_parent().into()),
         ("admin_listen", metrics(plan.ports.metrics[1])),
-    ])
-    .to_string()
+    ]);
+    with_settings("agent", plan, config)
 }
 
 pub(super) fn gateway(plan: &Plan) -> String {
@@ -104,7 +105,7 @@ pub(super) fn gateway(plan: &Plan) -> String {
     } else {
         plan.names.first()
     };
-    table([
+    let config = table([
         ("node", plan.node.as_str().into()),
         ("scheduler", vec![scheduler_address(plan)].into()),
         ("pki_dir", path(&layout.pki("gateway"))),
@@ -124,8 +125,13 @@ pub(super) fn gateway(plan: &Plan) -> String {
             advertise.map_or("127.0.0.1", String::as_str).into(),
         ),
         ("admin_listen", metrics(plan.ports.metrics[2])),
-    ])
-    .to_string()
+    ]);
+    with_settings("gateway", plan, config)
+}
+
+fn with_settings(daemon: &str, plan: &Plan, mut config: Table) -> String {
+    settings::apply(daemon, &plan.settings, &mut config);
+    config.to_string()
 }
 
 fn table<const N: usize>(entries: [(&str, Value); N]) -> Table {
@@ -195,6 +201,7 @@ mod tests {
             containerd: Containerd::Private {
                 program: "/usr/bin/containerd".into(),
             },
+            settings: Vec::new(),
         }
     }
 
@@ -210,6 +217,26 @@ mod tests {
         .map(|(name, text)| format!("# {name}\n{text}"))
         .join("\n");
         insta::assert_snapshot!(text);
+    }
+
+    #[test]
+    fn what_up_decides_cannot_be_set_and_everything_else_arrives() {
+        let mut plan = plan();
+        let texts = [
+            ("scheduler", scheduler(&plan)),
+            ("agent", agent(&plan, 1 << 40)),
+            ("gateway", gateway(&plan)),
+        ];
+        for (daemon, text) in texts {
+            for key in text.parse::<Table>().expect("TOML").keys() {
+                // The one value here that is a mere default.
+                let own = settings::is_own(daemon, key);
+                assert_eq!(own, key != "cache_capacity", "{daemon}.{key}");
+            }
+        }
+        plan.settings = vec!["agent.cache_capacity=20GiB".parse().expect("a setting")];
+        assert!(agent(&plan, 1 << 40).contains("cache_capacity = \"20GiB\""));
+        assert!(!gateway(&plan).contains("20GiB"));
     }
 
     #[test]

@@ -108,6 +108,9 @@ fn arguments(layout: &Layout, args: &UpArgs) -> Vec<std::ffi::OsString> {
     if let Some(port) = args.port_base {
         add("--port-base", port.to_string().into());
     }
+    for setting in &args.settings {
+        add("--set", setting.to_string().into());
+    }
     // It starts in `/`, where a relative path would be another.
     let absolute = |path: &std::path::Path| std::path::absolute(path).unwrap_or(path.to_owned());
     if let Some(socket) = &args.containerd {
@@ -144,6 +147,11 @@ pub(super) fn already_up(
         ))
         .into());
     }
+    if !args.settings.is_empty() {
+        output.warn(
+            "--set changes nothing of what is up already: `stokehold down --keep-data` first",
+        );
+    }
     output.note(format!(
         "it is up already (supervisor: process {})",
         record.supervisor.pid
@@ -179,6 +187,8 @@ mod tests {
             "/run/c.sock",
             "--runtimes",
             "/r",
+            "--set",
+            "scheduler.autoscaler.hold_min_seconds=20",
             "--timeout",
             "30s",
         ]);
@@ -188,7 +198,7 @@ mod tests {
         assert_eq!(
             text.join(" "),
             "up --supervise --data /x/up --listen 0.0.0.0 --timeout 30000ms --node n1 \
-             --port-base 20000 --containerd /run/c.sock --runtimes /r"
+             --port-base 20000 --set scheduler.autoscaler.hold_min_seconds=20 --containerd /run/c.sock --runtimes /r"
         );
         let parsed = up(&text[1..]);
         assert!(parsed.supervise && !parsed.detach);

@@ -29,6 +29,7 @@ mod prerequisites;
 mod processes;
 mod programs;
 mod service;
+mod settings;
 mod start;
 mod state;
 mod summary;
@@ -44,6 +45,7 @@ use shared::ids::NodeName;
 use crate::exit::Stop;
 use crate::output::Output;
 use layout::Layout;
+use settings::Setting;
 
 /// The context that `up` makes and `down` takes away.
 pub(crate) const CONTEXT: &str = "local";
@@ -53,6 +55,7 @@ Examples:
   sudo stokehold up --detach
   sudo stokehold up --data /srv/stokehold --node gpu1 --listen 0.0.0.0
   sudo stokehold up --detach --data /tmp/second --port-base 17443
+  sudo stokehold up --detach --set scheduler.autoscaler.hold_min_seconds=20
 
 Without --detach it runs until Ctrl-C, which stops everything and keeps the data. All ports listen on
 127.0.0.1 unless --listen says otherwise: scheduler 7443 (TCP and UDP), gateway 8443 and 8444, metrics
@@ -93,6 +96,10 @@ pub(crate) struct UpArgs {
     /// /usr/share/stokehold/runtimes.
     #[arg(long, value_name = "DIR", env = "STOKEHOLD_RUNTIMES_DIR")]
     runtimes: Option<PathBuf>,
+    /// A key of a daemon's configuration file, such as scheduler.autoscaler.hold_min_seconds=20 or
+    /// agent.memory_reserved=2GiB; may be given many times, and holds until the next `up`.
+    #[arg(long = "set", value_name = "DAEMON.KEY=VALUE")]
+    settings: Vec<Setting>,
     /// How long starting may take.
     #[arg(long, default_value = "2m", value_parser = crate::duration::parse, value_name = "TIME")]
     timeout: Duration,

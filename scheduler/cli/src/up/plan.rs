@@ -10,6 +10,7 @@ use super::UpArgs;
 use super::accounts::Accounts;
 use super::layout::Layout;
 use super::programs::{self, Programs};
+use super::settings::Setting;
 
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
@@ -24,6 +25,7 @@ pub(super) struct Plan {
     pub(super) runtimes: PathBuf,
     pub(super) accounts: Accounts,
     pub(super) containerd: Containerd,
+    pub(super) settings: Vec<Setting>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,6 +87,7 @@ impl Plan {
             runtimes: programs::runtimes(args.runtimes.as_deref())?,
             accounts: Accounts::find(),
             containerd,
+            settings: args.settings.clone(),
         })
     }
 

@@ -42,7 +42,8 @@ pub(crate) struct DeployArgs {
     /// Runtime, where the choice by the model's own description is not the right one.
     #[arg(long)]
     runtime: Option<RuntimeName>,
-    /// Fewest replicas. Default: 1, or 0 with --scale-to-zero.
+    /// Fewest replicas. Default: as many as take four requests at once (1 replica at the default
+    /// target), or 0 with --scale-to-zero.
     #[arg(long, value_name = "N")]
     min_replicas: Option<u32>,
     /// Most replicas.
