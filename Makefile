@@ -22,7 +22,7 @@ build: setup ## Build the programs (target/release)
 images: setup ## Build the runtime images (target/images/*.oci.tar)
 	packaging/images/build.sh all --out $(IMAGES)
 
-demo: build images ## A real MLflow model behind HTTPS, started, killed at, queried, removed
+demo: build images ## A real MLflow model behind HTTPS: queried, killed at, loaded until it scales, removed
 	tests/demo.sh
 
 test: setup images ## Unit, property and end-to-end tests (as root, for containers)

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # The main job on one machine, from nothing to nothing: a real MLflow model, trained a moment before,
-# answers over HTTPS from a container. Everything lives under target/demo (or /var/tmp/stokehold-demo,
+# answers over HTTPS from a container; another gets more load than one replica takes, and replicas come
+# and go. Everything lives under target/demo (or /var/tmp/stokehold-demo,
 # where users other than the owner may not enter the checkout) and is removed at the end.
 # Run it by `make demo`, which builds what it needs. It can be run again, also after it was killed.
+# DEMO_PROGRAMS=DIR takes the programs from there, DEMO_PORT_BASE=PORT uses other ports.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -22,6 +24,7 @@ export PATH=$base/bin:$PATH
 unset STOKEHOLD_SERVER STOKEHOLD_TOKEN_FILE STOKEHOLD_CONTEXT STOKEHOLD_CA_FILE SUDO_USER XDG_CONFIG_HOME
 image=stokehold.local/runtime-mlflow:1
 ports=${DEMO_PORT_BASE:-18440}
+programs=${DEMO_PROGRAMS:-$target/release}
 started=$SECONDS
 
 if [ "$(id -u)" -ne 0 ]; then
@@ -62,22 +65,28 @@ cleanup() {
 }
 
 # Whatever an earlier demo left when it was killed.
-"$target/release/stokehold" down --data "$data" >/dev/null 2>&1 || true
+"$programs/stokehold" down --data "$data" >/dev/null 2>&1 || true
 rm -rf "$base"
 trap cleanup EXIT
 trap 'exit 130' INT TERM
 mkdir -p "$HOME" "$work" "$base/bin" "$base/share/stokehold"
 for program in stokehold stokehold-agent stokehold-gateway stokehold-logshim stokehold-scheduler; do
-    ln "$target/release/$program" "$base/bin/" 2>/dev/null || cp "$target/release/$program" "$base/bin/"
+    ln "$programs/$program" "$base/bin/" 2>/dev/null || cp "$programs/$program" "$base/bin/"
 done
 cp -r packaging/runtimes "$base/share/stokehold/"
 chmod 711 "$base"
 
 step "Start a whole cluster on this machine: scheduler, agent, gateway, a containerd of its own"
-show stokehold up --data "$data" --detach --node demo --port-base "$ports"
+echo "(replicas that a load brought are kept for 60 s to 5 min after it; 15 s here, so that you need not wait)"
+show stokehold up --data "$data" --detach --node demo --port-base "$ports" \
+    --set scheduler.autoscaler.hold_min_seconds=15 --set scheduler.autoscaler.hold_max_seconds=15
 context=$(stokehold context show --output json)
 field() { python3 -c 'import json,sys; print(json.load(sys.stdin)[sys.argv[1]])' "$1" <<<"$context"; }
 gateway=$(field gateway) ca=$(field ca_file) token_file=$(field token_file)
+
+result() { # FILE EXPRESSION: what the expression says of the JSON in the file, which it knows as `it`
+    python3 -c 'import json, sys; it = json.load(open(sys.argv[1])); print(eval(sys.argv[2]))' "$1" "$2"
+}
 
 step "Import the MLflow runtime's image; the node pulls it ahead of need"
 show stokehold image import "$target/images/runtime-mlflow.oci.tar"
@@ -98,7 +107,7 @@ for _ in $(seq 600); do
     ctr -a "$socket" -n stokehold image check -q 2>/dev/null | grep -q runtime-mlflow && break
     sleep 0.2
 done
-cp tests/models/train_iris.py tests/models/predict.py "$work"
+cp tests/models/train_iris.py tests/models/train_forest.py tests/models/predict.py "$work"
 chown -R 65534:65534 "$work"
 in_container demo-train /training/train_iris.py /training/iris 2>"$work/train.log" || fail "$(cat "$work/train.log")"
 check "the model's files: $(ls "$work/iris" | tr '\n' ' ')"
@@ -148,8 +157,55 @@ done
 check "agent $(agent_pid) is back and has adopted the replica, pid $before as before"
 ask >/dev/null
 
-step "Delete the endpoint, take everything down"
+step "Train a forest that takes about 20 ms for a row on this machine, and serve it with 1 to 3 replicas"
 show stokehold delete iris --yes
+in_container demo-forest /training/train_forest.py /training/forest 17 >"$work/forest.json" 2>"$work/train.log" ||
+    fail "$(cat "$work/train.log")"
+cat "$work/forest.json"
+show stokehold model push "$work/forest" --name forest
+# Three of these fit on two cores; each takes one request at a time, so that one of them is full soon.
+show stokehold deploy forest --model forest/1 --target-concurrency 1 --min-replicas 1 --max-replicas 3 \
+    --cpu 0.6 --memory 512MiB
+printf '%s$ stokehold load forest --rps 3 --over 5s --quiet --output json%s\n' "$dim" "$plain"
+stokehold load forest --rps 3 --over 5s --arrivals uniform --quiet --output json >"$work/single.json"
+median=$(result "$work/single.json" 'it["latency"]["from_send"]["p50_ms"]')
+check "one request at a time takes $median ms (the median, as the client sees it)"
+
+# On a machine where a request takes longer the same load would be another one: what counts is that more
+# than one request is there at once.
+most=$(python3 -c "print(max(6, min(60, round(1500 / $median))))")
+rps=$(python3 -c "print(max(1, $most // 12))")..$most
+if [ "$most" = 60 ]; then grows="from 5 to 60"; else grows="as many as keep this slow machine as busy as 5..60 would a quick one, $rps"; fi
+step "Load it: requests a second grow $grows; demand, target and replicas are at the end of the line"
+printf '%s$ stokehold load forest --rps %s --over 60s --timeout 100s --max-in-flight 900%s\n' "$dim" "$rps" "$plain"
+stokehold load forest --rps "$rps" --over 60s --timeout 100s --max-in-flight 900 --fail-over 0% \
+    --output json >"$work/load.json" ||
+    fail "requests failed: $(result "$work/load.json" '[(o["outcome"], o["count"], o.get("said")) for o in it["outcomes"]], it["requests"]')"
+result "$work/load.json" '"%d requests, %d succeeded; p50 %.0f ms, p99 %.0f ms from when they were to be sent" % (
+    it["requests"]["intended"], it["requests"]["succeeded"],
+    it["latency"]["from_intended"]["p50_ms"], it["latency"]["from_intended"]["p99_ms"])'
+least=$(result "$work/load.json" 'it["replicas"]["ready_least"]')
+reached=$(result "$work/load.json" 'it["replicas"]["ready_most"]')
+[ "$least" = 1 ] || fail "the load began with $least ready replicas, not 1"
+[ "$reached" -ge 2 ] || fail "no replica was added under load"
+check "replicas went from $least to $reached, and no request failed"
+
+step "The load is over; the replicas that it brought go again"
+for _ in $(seq 60); do
+    stokehold describe forest --output json >"$work/now.json"
+    now=$(result "$work/now.json" '"demand %s  target %d  wanted %d  ready %d  there %d" % (
+        it["decisions"][0]["demand"], it["decisions"][0]["target_concurrency"],
+        it["decisions"][0]["desired_replicas"], it["decisions"][0]["ready_replicas"],
+        sum(not replica["ended"] for replica in it["replicas"]))')
+    echo "$now"
+    case $now in *"ready 1  there 1") break ;; esac
+    sleep 3
+done
+case $now in *"ready 1  there 1") ;; *) fail "the replicas did not go: $now" ;; esac
+check "one replica is left"
+
+step "Delete the endpoint, take everything down"
+show stokehold delete forest --yes
 show stokehold down --data "$data"
 left=$(pgrep -af "$data" | grep -v "^$$ " || true)
 [ -z "$left" ] || fail "processes are left: $left"
