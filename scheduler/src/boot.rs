@@ -15,6 +15,7 @@ use daemon::tasks::{Tasks, TasksError};
 use hyper_util::service::TowerToHyperService;
 use model::store::ChunkStore;
 use prometheus_client::registry::Registry as MetricsRegistry;
+use scheduler_core::events::recorded as told;
 use scheduler_core::registry::Registry;
 use scheduler_core::{Core, Settings};
 use shared::ids::{ClusterId, Epoch, RuntimeName};
@@ -40,6 +41,8 @@ const SHUTDOWN_GRACE: Duration = Duration::from_secs(25);
 const CLOSE_GRACE: Duration = Duration::from_secs(5);
 /// Chunks being received at once, of at most 32 MiB each.
 const UPLOADS: usize = 16;
+/// Clients that follow the events at once; each holds a few of them.
+const FOLLOWERS: usize = 256;
 
 /// A scheduler that listens.
 pub struct Running {
@@ -93,6 +96,9 @@ pub async fn start(config: Config, cancel: CancellationToken) -> anyhow::Result<
         store.commit(&ops, epoch)?;
     }
     info!(%cluster, %epoch, revision = %snapshot.revision, records = snapshot.entries.len(), "store opened");
+    let version = env!("CARGO_PKG_VERSION");
+    let started = told::scheduler_started(version, epoch, &core);
+    core.tell(started, clock.unix_ms());
     let (store, store_thread) = store::spawn(store).context("start the store's thread")?;
     let chunks = Chunks::new(ChunkStore::local(&paths.objects)?);
 
@@ -128,6 +134,7 @@ pub async fn start(config: Config, cancel: CancellationToken) -> anyhow::Result<
         quic_addresses,
         clock,
         uploads: Semaphore::new(UPLOADS),
+        followers: Arc::new(Semaphore::new(FOLLOWERS)),
         cancel: cancel.clone(),
     });
     tasks.spawn(

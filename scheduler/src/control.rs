@@ -19,7 +19,7 @@ use scheduler_core::{Core, Ctx, Effects, Event, Note};
 use shared::ids::{Epoch, Role};
 use shared::units::MonoTime;
 use shared::wire::Peer;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -75,6 +75,8 @@ pub struct Control {
     chance: StdRng,
     metrics: Metrics,
     last_count: Instant,
+    /// The last event's number that may be shown.
+    shown: watch::Sender<u64>,
 }
 
 /// What was decided together.
@@ -110,6 +112,7 @@ pub fn new(
     metrics: Metrics,
 ) -> (Control, Handle) {
     let (sender, commands) = mpsc::channel(COMMANDS);
+    let (shown, events) = watch::channel(core.events().last_shown());
     let control = Control {
         core,
         store,
@@ -120,10 +123,12 @@ pub fn new(
         chance: rand::make_rng(),
         metrics,
         last_count: Instant::now(),
+        shown,
     };
     let handle = Handle {
         commands: sender,
         epoch,
+        events,
     };
     (control, handle)
 }
@@ -274,6 +279,12 @@ impl Control {
         for answer in answers {
             answer();
         }
+        let shown = self.core.events().last_shown();
+        self.shown.send_if_modified(|last| {
+            let news = *last != shown;
+            *last = shown;
+            news
+        });
     }
 
     /// What a session needs that has just begun, unless it has just been sent.

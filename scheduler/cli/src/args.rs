@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::commands::{context, deploy, endpoint, image, logs, model, node, query, token};
+use crate::commands::{context, deploy, endpoint, events, image, logs, model, node, query, token};
 use crate::{load, up};
 
 const EXIT_CODES: &str = "\
@@ -101,12 +101,14 @@ pub(crate) enum Command {
     List,
     /// Shows an endpoint's state and configuration.
     Get(endpoint::GetArgs),
-    /// Shows an endpoint with its replicas and the autoscaler's decisions.
+    /// Shows an endpoint with its replicas, the autoscaler's decisions and its last events.
     Describe(endpoint::DescribeArgs),
     /// Sends a request to an endpoint.
     Query(query::QueryArgs),
     /// Sends requests at a given rate, and shows latencies and how the endpoint scales.
     Load(load::LoadArgs),
+    /// Shows what happened, to what, and why.
+    Events(events::EventsArgs),
     /// Shows what an endpoint's replicas wrote.
     Logs(logs::LogsArgs),
     /// Deletes an endpoint.
@@ -117,7 +119,7 @@ pub(crate) enum Command {
     /// Runtimes' images: import, list, delete.
     #[command(subcommand)]
     Image(image::ImageCommand),
-    /// Nodes: list, token, revoke.
+    /// Nodes: list, describe, token, revoke.
     #[command(subcommand)]
     Node(node::NodeCommand),
     /// Tokens of people and programs: create, list, revoke.

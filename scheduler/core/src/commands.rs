@@ -8,6 +8,7 @@ use crate::core::{Core, Pass};
 use crate::endpoint::Entry;
 use crate::error::ApiError;
 use crate::event::Note;
+use crate::events::endpoints as told;
 use crate::records::{ReplicaRecord, VERSION};
 use crate::rollout::MAX_FAILURE_BYTES;
 use crate::validate::{config, endpoint};
@@ -45,6 +46,10 @@ impl Core {
             entry.roll_out(config, pass.unix_ms, pass.now);
         }
         self.check_fits(&entry)?;
+        pass.tell(told::created(&name, creator));
+        let rolling = entry.rolling();
+        pass.drafts
+            .extend(rolling.map(|pending| told::rollout_started(&name, &pending.config)));
         self.endpoints.insert(name.clone(), entry);
         self.assign_sets(&name, pass.now);
         self.unwritten.endpoints.insert(name.clone());
@@ -68,8 +73,10 @@ impl Core {
         let mut updated = entry.clone();
         let config = self.checked_config(entry, &input)?;
         let version = config.version;
+        let started = told::rollout_started(name, &config);
         updated.roll_out(config, pass.unix_ms, pass.now);
         self.check_fits(&updated)?;
+        pass.tell(started);
         self.endpoints.insert(name.clone(), updated);
         self.assign_sets(name, pass.now);
         self.unwritten.endpoints.insert(name.clone());
@@ -90,6 +97,9 @@ impl Core {
             }
         }
         self.unwritten.endpoints.insert(name.clone());
+        let replicas = self.replicas.values();
+        let replicas = replicas.filter(|replica| replica.set.endpoint == entry.record.id);
+        pass.tell(told::deleted(name, replicas.count()));
         let note = Note::info("endpoint deleted");
         pass.effects.notes.push(note.endpoint(name));
     }

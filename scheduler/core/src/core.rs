@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use rand::Rng;
 use shared::api::serving::{ConfigInput, CreateEndpoint, Detailed, Summary};
-use shared::api::{EndpointDescription, NodeSummary};
+use shared::api::{EndpointDescription, NodeDescription, NodeSummary};
 use shared::ids::{EndpointName, Epoch, ImageRef, ModelName, NodeName, ReplicaId};
 use shared::manifest::ManifestId;
 use shared::plan::Plan;
@@ -19,6 +19,7 @@ use crate::describe::state_name;
 use crate::endpoint::Entry;
 use crate::error::ApiError;
 use crate::event::{Ctx, Effects, Event};
+use crate::events::{Draft, Log};
 use crate::node::Node;
 use crate::registry::Registry;
 use crate::replica::Replica;
@@ -41,6 +42,7 @@ pub struct Core {
     /// Decisions of the horizontal axis so far, by what bound them.
     pub(crate) decided: BTreeMap<&'static str, u64>,
     pub(crate) unwritten: Unwritten,
+    pub(crate) log: Log,
     pub(crate) plans: BTreeMap<NodeName, Plan>,
     pub(crate) routes: Arc<Routes>,
 }
@@ -59,6 +61,8 @@ pub(crate) struct Pass<'a> {
     pub unix_ms: u64,
     pub rng: &'a mut dyn Rng,
     pub effects: Effects,
+    /// What happened, in its order.
+    pub drafts: Vec<Draft>,
 }
 
 /// How many there are of what, for metrics.
@@ -78,7 +82,12 @@ impl<'a> Pass<'a> {
             unix_ms: ctx.unix_ms,
             rng: ctx.rng,
             effects: Effects::default(),
+            drafts: Vec::new(),
         }
+    }
+
+    pub(crate) fn tell(&mut self, draft: Draft) {
+        self.drafts.push(draft);
     }
 }
 
@@ -113,6 +122,7 @@ impl Core {
             next_decision: now,
             decided: BTreeMap::new(),
             unwritten: Unwritten::default(),
+            log: Log::restore(entries),
             plans: BTreeMap::new(),
             routes,
         };
@@ -135,6 +145,7 @@ impl Core {
     pub fn take_in<R: Rng>(&mut self, event: Event, ctx: &mut Ctx<'_, R>) -> (Effects, bool) {
         let mut pass = self.begin(ctx);
         let pass_due = self.observe(event, &mut pass);
+        self.remember(&mut pass);
         (pass.effects, pass_due)
     }
 
@@ -144,6 +155,23 @@ impl Core {
         let mut pass = self.begin(ctx);
         self.settle(&mut pass);
         pass.effects
+    }
+
+    /// Tells of something that was done to what is only recorded (see `registry`).
+    pub fn tell(&mut self, draft: Draft, unix_ms: u64) {
+        self.log.record(draft, unix_ms);
+    }
+
+    /// What happened, as far as it may be shown.
+    pub fn events(&self) -> &Log {
+        &self.log
+    }
+
+    /// Moves what a pass has to tell into the log.
+    pub(crate) fn remember(&mut self, pass: &mut Pass<'_>) {
+        for draft in pass.drafts.drain(..) {
+            self.log.record(draft, pass.unix_ms);
+        }
     }
 
     fn begin<'a, R: Rng>(&mut self, ctx: &'a mut Ctx<'_, R>) -> Pass<'a> {
@@ -214,6 +242,10 @@ impl Core {
 
     pub fn nodes(&self) -> Vec<NodeSummary> {
         self.node_summaries()
+    }
+
+    pub fn describe_node(&self, name: &NodeName) -> Result<NodeDescription, ApiError> {
+        self.node_description(name)
     }
 
     /// Where an endpoint's replicas are, those that ended lately too, newest first. Without

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use shared::api::{DecisionInfo, EndpointDescription, NodeSummary, ReplicaInfo};
+use shared::api::events::EventInfo;
+use shared::api::{DecisionInfo, EndpointDescription, NodeDescription, NodeSummary, ReplicaInfo};
 use shared::ids::{NodeName, ReplicaId};
 use shared::report::{NodeCapacity, ReplicaPhase};
 use shared::units::MonoTime;
@@ -10,11 +11,14 @@ use shared::units::MonoTime;
 use crate::core::Core;
 use crate::endpoint::{Ended, Entry};
 use crate::error::ApiError;
+use crate::events::Filter;
 use crate::node::{Contact, Node};
 use crate::replica::{Replica, Stage};
 
 /// Agents report each second; a node that missed this much is shown as silent.
 const SILENT_AFTER: Duration = Duration::from_secs(5);
+/// Events that a description ends with.
+const EVENTS_SHOWN: usize = 10;
 
 impl Core {
     pub(crate) fn description(&self, entry: &Entry) -> EndpointDescription {
@@ -49,7 +53,34 @@ impl Core {
             endpoint: self.detailed(entry),
             replicas,
             decisions: decisions.collect(),
+            events: self.last_events(Filter {
+                endpoint: Some(entry.record.name.clone()),
+                // Of this endpoint, not of one before it that had its name.
+                from_unix_ms: entry.record.created_unix_ms,
+                ..Filter::default()
+            }),
         }
+    }
+
+    pub(crate) fn node_description(&self, name: &NodeName) -> Result<NodeDescription, ApiError> {
+        let summaries = self.node_summaries();
+        let node = summaries.into_iter().find(|node| node.name == *name);
+        let node = node.ok_or_else(|| {
+            ApiError::not_found(format!("node {name} does not exist: it never joined"))
+        })?;
+        let here = self.replicas.values().filter(|it| it.node == *name);
+        Ok(NodeDescription {
+            node,
+            replicas: here.map(|replica| self.replica_info(replica)).collect(),
+            events: self.last_events(Filter {
+                node: Some(name.clone()),
+                ..Filter::default()
+            }),
+        })
+    }
+
+    fn last_events(&self, filter: Filter) -> Vec<EventInfo> {
+        self.log.newest(&filter, EVENTS_SHOWN).events
     }
 
     pub(crate) fn locations(

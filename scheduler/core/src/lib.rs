@@ -7,6 +7,7 @@
 //! | module | what it holds |
 //! | --- | --- |
 //! | [`core`] | the state, and the door to it |
+//! | [`events`] | what happened, for people to read |
 //! | [`event`] | what goes in and what comes out |
 //! | `observed` | events change what was observed |
 //! | `settle` | the pass that moves the fleet; its steps are below |
@@ -23,6 +24,7 @@ mod describe;
 mod endpoint;
 pub mod error;
 pub mod event;
+pub mod events;
 mod lifecycle;
 mod node;
 mod observed;

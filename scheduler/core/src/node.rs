@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use shared::ids::{ImageRef, ReplicaId, Revision, ServedEntityId};
+use shared::ids::{ImageRef, ReplicaId, Revision, Role, ServedEntityId};
 use shared::manifest::ManifestId;
 use shared::report::{NodeCapacity, NodeSample};
 use shared::units::{Concurrency, MonoTime};
+
+use crate::events::nodes::Holds;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Node {
@@ -29,6 +31,10 @@ pub(crate) struct Node {
     /// Replicas placed on it, whatever their stage: what takes its room.
     pub replicas: BTreeSet<ReplicaId>,
     pub gateway: Gateway,
+    /// What the agent said of images and models in this session; `None` before its first report.
+    pub holds: Option<Holds>,
+    /// Whose session ended; the next one is told.
+    pub broken: BTreeSet<Role>,
 }
 
 #[derive(Clone, Debug)]
@@ -78,6 +84,8 @@ impl Node {
                 client_address: String::new(),
                 demand: BTreeMap::new(),
             },
+            holds: None,
+            broken: BTreeSet::new(),
         }
     }
 

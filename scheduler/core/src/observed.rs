@@ -13,6 +13,7 @@ use shared::wire::{Peer, close};
 
 use crate::core::{Core, Pass};
 use crate::event::{Event, Note};
+use crate::events::endpoints::scaled;
 use crate::node::Node;
 use crate::replica::{Probed, Seen};
 use crate::set::policy;
@@ -26,6 +27,7 @@ impl Core {
                 pass.effects
                     .notes
                     .push(Note::info("agent disconnected").node(&node));
+                pass.drafts.extend(self.disconnected(&node, Role::Agent));
                 true
             }
             Event::AgentReport { node, report } => self.agent_report(&node, report, pass),
@@ -39,6 +41,7 @@ impl Core {
                 pass.effects
                     .notes
                     .push(Note::info("gateway disconnected").node(&node));
+                pass.drafts.extend(self.disconnected(&node, Role::Gateway));
                 true
             }
             Event::GatewayReport { node, report } => self.gateway_report(&node, report, pass.now),
@@ -64,6 +67,7 @@ impl Core {
         self.node(name, pass.now).agent_up = true;
         let notes = &mut pass.effects.notes;
         notes.push(Note::info("agent connected").node(name));
+        pass.drafts.extend(self.connected(name, Role::Agent));
         // A session that comes back may have missed the last plan; the same one twice does no harm.
         pass.effects.plans.extend(self.plans.get(name).cloned());
         true
@@ -91,6 +95,7 @@ impl Core {
         }
         let notes = &mut pass.effects.notes;
         notes.push(Note::info("gateway connected").node(name));
+        pass.drafts.extend(self.connected(name, Role::Gateway));
         true
     }
 
@@ -109,6 +114,7 @@ impl Core {
 
     fn agent_report(&mut self, name: &NodeName, report: AgentReport, pass: &mut Pass<'_>) -> bool {
         let now = pass.now;
+        pass.drafts.extend(self.fetches(name, &report));
         let node = self.node(name, now);
         let mut changed = !node.reported || node.lost || node.capacity != report.capacity;
         node.reported = true;
@@ -146,7 +152,11 @@ impl Core {
             });
             let phase = |seen: &Option<Seen>| seen.as_ref().map(|seen| seen.phase);
             changed |= phase(&replica.seen) != phase(&seen);
+            let before = phase(&replica.seen);
             replica.seen = seen;
+            let replica = self.replicas.get(&id);
+            let started = replica.and_then(|replica| self.started(replica, before));
+            pass.drafts.extend(started);
         }
         changed
     }
@@ -214,6 +224,7 @@ impl Core {
         set.decision = Some((decision, pass.now));
         set.waking = true;
         *self.decided.entry(decision.bound_by.as_str()).or_default() += 1;
+        pass.tell(scaled(&entity, 0, &decision).endpoint(&id.endpoint));
         pass.effects.notes.push(
             Note::info(format!(
                 "{id} wakes from zero to {} replicas for {queued} waiting requests",

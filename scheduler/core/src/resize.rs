@@ -4,12 +4,14 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use shared::api::events::EventKind;
 use shared::ids::{NodeName, ReplicaId};
 use shared::spec::ServedEntity;
 use shared::units::MonoTime;
 
 use crate::core::{Core, Pass};
 use crate::event::Note;
+use crate::events::Draft;
 use crate::node::{Contact, Node};
 use crate::placement::{Candidate, Need, Standing, place};
 use crate::replica::{Change, Probed, Replica, Stage};
@@ -48,6 +50,12 @@ impl Core {
                 return;
             };
             replica.drain(why, pass.now);
+            let message = format!("replica on {} is taken out", replica.node);
+            pass.tell(
+                Draft::normal(EventKind::ReplicaDraining, message)
+                    .because(why)
+                    .replica(replica),
+            );
             let note = Note::info(format!("replica is taken out: {why}"))
                 .endpoint(&replica.endpoint)
                 .replica(&victim)
@@ -130,6 +138,7 @@ impl Core {
             pass.effects.notes.push(note);
         }
         set.blocked = blocked;
+        self.tell_blocked(id, missing, pass);
     }
 
     /// Places one replica, or says what stands in the way.
@@ -186,7 +195,8 @@ impl Core {
             .node(&node);
         pass.effects.notes.push(note);
         self.unwritten.replicas.insert(replica.id.clone());
-        self.insert_replica(replica, pass.now);
+        self.insert_replica(replica.clone(), pass.now);
+        pass.tell(self.placed(&replica));
         Ok(())
     }
 

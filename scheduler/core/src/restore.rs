@@ -71,6 +71,7 @@ impl Core {
             self.assign_sets(&name, now);
         }
         self.resume_sizes(now);
+        self.resume_told(now);
         Ok(())
     }
 

@@ -18,6 +18,7 @@ use shared::units::MonoTime;
 use crate::core::{Core, Pass};
 use crate::endpoint::{CONFIRM_LIMIT, Entry};
 use crate::event::Note;
+use crate::events::endpoints as told;
 use crate::scaling::observation;
 use crate::set::{ReplicaSet, SetId, policy};
 
@@ -205,6 +206,7 @@ impl Core {
         let Some(entry) = self.endpoints.get_mut(name) else {
             return;
         };
+        let took = now.saturating_since(entry.rollout_since).as_secs();
         entry.switch(now);
         let version = entry.record.active.as_ref().map_or(0, |c| c.version);
         let entities: Vec<EntityName> = entry.active_generations.keys().cloned().collect();
@@ -220,6 +222,9 @@ impl Core {
                 set.axis = apa::State::new(set.needed, now);
             }
         }
+        let needed = ids.iter().filter_map(|id| self.sets.get(id));
+        let needed = needed.map(|set| set.needed).sum();
+        pass.tell(told::rollout_done(name, version, needed, took));
         self.assign_sets(name, now);
         self.unwritten.endpoints.insert(name.clone());
         let text = format!("config version {version} serves");
@@ -235,6 +240,8 @@ impl Core {
             failure.entity, failure.message
         );
         if let Some(pending) = &mut entry.record.pending {
+            let version = pending.config.version;
+            pass.tell(told::rollout_failed(name, version, &failure));
             pending.failure = Some(failure);
         }
         self.assign_sets(name, pass.now);

@@ -11,6 +11,7 @@ use shared::units::{Concurrency, MonoTime};
 use crate::core::{Core, Pass};
 use crate::endpoint::Entry;
 use crate::event::Note;
+use crate::events::endpoints::scaled;
 use crate::node::Contact;
 use crate::set::policy;
 
@@ -72,6 +73,7 @@ impl Core {
                 set.decision = Some((decision, pass.now));
                 *self.decided.entry(decision.bound_by.as_str()).or_default() += 1;
                 if decision.desired_replicas != before {
+                    pass.tell(scaled(entity, before, &decision).endpoint(&entry.record.name));
                     let text = format!(
                         "{}/{} goes from {before} to {} replicas ({})",
                         entry.record.name,

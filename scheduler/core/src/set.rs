@@ -13,6 +13,7 @@ use shared::ids::{EndpointId, EndpointName, EntityName, NodeName, ReplicaId};
 use shared::spec::ServedEntity;
 use shared::units::MonoTime;
 
+use crate::events::blocked::Told;
 use crate::settings::Settings;
 
 /// The pause before a failed replica is replaced doubles from the first to the longest.
@@ -47,6 +48,8 @@ pub(crate) struct ReplicaSet {
     pub waking: bool,
     /// Why the next replica cannot be placed.
     pub blocked: Option<String>,
+    /// What the log says of that.
+    pub told_blocked: Option<Told>,
     pub members: BTreeSet<ReplicaId>,
 }
 
@@ -72,6 +75,7 @@ impl ReplicaSet {
             rollout_failures: 0,
             waking: false,
             blocked: None,
+            told_blocked: None,
             members: BTreeSet::new(),
         }
     }

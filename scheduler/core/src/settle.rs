@@ -3,6 +3,7 @@
 //! It takes no hint of what changed and may run at any time; repeated without news it does nothing.
 //! Order matters only for speed: what one step frees the next may use, the rest waits a second.
 
+use shared::api::events::EventKind;
 use shared::ids::{ReplicaId, Role};
 use shared::units::MonoTime;
 use shared::wire::{Peer, close};
@@ -10,6 +11,7 @@ use shared::wire::{Peer, close};
 use crate::core::{Core, Pass};
 use crate::endpoint::Ended;
 use crate::event::Note;
+use crate::events::Draft;
 use crate::node::{Contact, Node};
 use crate::records::{GatewayRecord, VERSION, endpoint_key, gateway_key, replica_key};
 use crate::replica::{Change, Facts, Replica, Stage};
@@ -33,7 +35,10 @@ impl Core {
             .plans
             .retain(|plan| plans.iter().all(|newer| newer.node != plan.node));
         pass.effects.plans.extend(plans);
-        let writes = self.take_writes();
+        self.remember(pass);
+        let mut writes = self.take_writes();
+        let rides = !writes.is_empty() || !pass.effects.writes.is_empty();
+        writes.extend(self.log.take_writes(rides, pass.now));
         pass.effects.writes.extend(writes);
     }
 
@@ -59,13 +64,25 @@ impl Core {
             let lost = node.agent_contact(lease, pass.now) == Contact::Silent;
             let matters = node.reported || !node.replicas.is_empty();
             if lost != node.lost && matters {
-                let note = if lost {
-                    let seconds = lease.as_secs();
-                    Note::warn(format!("node lost: silent for more than {seconds} s"))
+                let seconds = lease.as_secs();
+                let (note, draft) = if lost {
+                    (
+                        Note::warn(format!("node lost: silent for more than {seconds} s")),
+                        Draft::warning(EventKind::NodeLost, format!("node {name} is lost"))
+                            .because(format!(
+                                "it said nothing for more than its lease of {seconds} s"
+                            )),
+                    )
                 } else {
-                    Note::info("node is back")
+                    (
+                        Note::info("node is back"),
+                        Draft::normal(EventKind::NodeBack, format!("node {name} is back"))
+                            .because("its agent reported again")
+                            .counting(true),
+                    )
                 };
                 pass.effects.notes.push(note.node(name));
+                pass.tell(draft.node(name));
             }
             node.lost = lost;
         }
@@ -119,6 +136,9 @@ impl Core {
         let Some(replica) = self.replicas.get(id).cloned() else {
             return;
         };
+        if let Some(draft) = self.draft_of(&replica, &change) {
+            pass.tell(draft);
+        }
         let set = self.sets.get_mut(&replica.set);
         let mut note = |note: Note| {
             let note = note

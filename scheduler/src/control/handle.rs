@@ -55,11 +55,17 @@ pub(super) enum Command {
 pub struct Handle {
     pub(super) commands: mpsc::Sender<Command>,
     pub(super) epoch: Epoch,
+    pub(super) events: watch::Receiver<u64>,
 }
 
 impl Handle {
     pub fn epoch(&self) -> Epoch {
         self.epoch
+    }
+
+    /// The number of the last event that may be shown, as it grows.
+    pub fn events(&self) -> watch::Receiver<u64> {
+        self.events.clone()
     }
 
     /// Runs `decide` in the control task and returns its result once its writes are on disk.

@@ -2,6 +2,7 @@
 
 use axum::extract::State;
 use model::oci;
+use scheduler_core::events::recorded as told;
 use scheduler_core::{ApiError, Effects};
 use serde::Deserialize;
 use shared::api::{Deleted, ImageInfo, ImageList, RegisterImage};
@@ -32,7 +33,7 @@ pub(super) async fn list(
 
 /// Takes the layout apart here, so that no agent, being root, has to.
 pub(super) async fn register(
-    _: Caller<Manage>,
+    caller: Caller<Manage>,
     State(api): State<Api>,
     Json(input): Json<RegisterImage>,
 ) -> Result<Json<ImageInfo>, Refusal> {
@@ -45,9 +46,13 @@ pub(super) async fn register(
         ))));
     }
     let image = take_apart(&api, input, manifest).await?;
+    let by = caller.token.name;
     let registered = api.control.decide(move |core, ctx| {
         let reference = image.reference.clone();
         let registered = core.registry.register_image(image, ctx.unix_ms);
+        if registered.as_ref().is_ok_and(|writes| !writes.is_empty()) {
+            core.tell(told::image_imported(&reference, &by), ctx.unix_ms);
+        }
         let (result, effects) = recorded(core, ctx, registered.map(|ops| ((), ops)));
         let info = result.and_then(|()| {
             let record = core.registry.image_record(&reference);
@@ -99,19 +104,23 @@ pub(super) struct ReferenceParam {
 
 /// Frees what nothing else needs.
 pub(super) async fn delete(
-    _: Caller<Manage>,
+    caller: Caller<Manage>,
     State(api): State<Api>,
     Params(params): Params<ReferenceParam>,
 ) -> Result<Json<Deleted>, Refusal> {
     let reference = params.reference.ok_or_else(|| {
         ApiError::invalid("query: say which image to delete, such as reference=example:1")
     })?;
+    let by = caller.token.name;
     let deleted = api.control.decide(move |core, ctx| {
         let users = core.images_in_use();
         let in_use = |reference: &ImageRef| users.get(reference).cloned();
         let layout = core.registry.image(&reference).map(|image| image.layout);
         match core.registry.delete_image(&reference, &in_use) {
-            Ok(ops) => recorded(core, ctx, Ok((layout, ops))),
+            Ok(ops) => {
+                core.tell(told::image_deleted(&reference, &by), ctx.unix_ms);
+                recorded(core, ctx, Ok((layout, ops)))
+            }
             Err(error) => (Err(error), Effects::default()),
         }
     });

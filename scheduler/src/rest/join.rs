@@ -5,6 +5,7 @@ use std::time::Duration;
 use axum::extract::{Request, State};
 use daemon::ca::{self, CaError};
 use daemon::identity::Subject;
+use scheduler_core::events::recorded as told;
 use scheduler_core::registry::{JoinRefusal, Redemption};
 use scheduler_core::{ApiError, Effects};
 use shared::api::{JoinReply, JoinRequest};
@@ -65,6 +66,10 @@ pub(super) async fn join(
         };
         match core.registry.redeem(&attempt, ctx.unix_ms / 1000) {
             Ok(writes) => {
+                // Nothing to write: the same request again.
+                if !writes.is_empty() {
+                    core.tell(told::joined(&request.node, request.role), ctx.unix_ms);
+                }
                 let mut effects = Effects {
                     writes,
                     ..Effects::default()

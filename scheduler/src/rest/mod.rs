@@ -9,6 +9,7 @@ mod auth;
 mod body;
 mod endpoints;
 mod error;
+mod events;
 mod images;
 mod join;
 mod logs;
@@ -59,6 +60,8 @@ pub struct Parts {
     pub clock: Clock,
     /// Chunks being received, each held whole in memory until it is checked.
     pub uploads: Semaphore,
+    /// Those who follow the events.
+    pub followers: Arc<Semaphore>,
     /// Ends streams that would go on for ever.
     pub cancel: CancellationToken,
 }
@@ -135,6 +138,7 @@ fn stokehold() -> Router<Api> {
         .route("/join", post(join::join))
         .route("/version", get(version))
         .route("/whoami", get(whoami))
+        .route("/events", get(events::list))
         .route("/endpoints/{name}", get(endpoints::describe))
         .route("/endpoints/{name}/logs", get(logs::as_lines))
         .route("/chunks/missing", post(models::missing_chunks))
@@ -154,6 +158,7 @@ fn stokehold() -> Router<Api> {
                 .delete(images::delete),
         )
         .route("/nodes", get(nodes::list))
+        .route("/nodes/{name}", get(nodes::describe))
         .route("/nodes/{name}/revoke", post(nodes::revoke))
         .route(
             "/node-tokens",

@@ -5,6 +5,7 @@
 
 use axum::extract::{Request, State};
 use model::store::{MAX_CHUNK_BYTES, PutChunkError, PutManifestError};
+use scheduler_core::events::recorded as told;
 use scheduler_core::registry::ModelContents;
 use scheduler_core::{ApiError, Effects};
 use serde::Deserialize;
@@ -139,7 +140,7 @@ pub(super) async fn versions(
 }
 
 pub(super) async fn register(
-    _: Caller<Manage>,
+    caller: Caller<Manage>,
     State(api): State<Api>,
     Named(name): Named<ModelName>,
     Json(input): Json<RegisterModelVersion>,
@@ -147,12 +148,17 @@ pub(super) async fn register(
     let _kept = api.chunks.keep().await;
     let manifest = api.chunks.manifest(input.manifest).await?;
     let contents = ModelContents::of(input.manifest, &manifest);
+    let by = caller.token.name;
     let registered = api.control.decide(move |core, ctx| {
         let registry = &mut core.registry;
         match registry.register_model_version(&name, contents, ctx.unix_ms) {
             Ok((version, writes)) => {
                 let found = registry.model(&name, version);
                 let info = found.map(|found| registry.model_info(found));
+                // Nothing to write: the same contents again.
+                if !writes.is_empty() {
+                    core.tell(told::pushed(&name, version, &by), ctx.unix_ms);
+                }
                 (info.ok_or_else(vanished), writing(writes))
             }
             Err(error) => (Err(error), Effects::default()),
@@ -162,17 +168,20 @@ pub(super) async fn register(
 }
 
 pub(super) async fn set_alias(
-    _: Caller<Manage>,
+    caller: Caller<Manage>,
     State(api): State<Api>,
     Named((name, alias)): Named<(ModelName, AliasName)>,
     Json(input): Json<SetAlias>,
 ) -> Result<Json<ModelVersionInfo>, Refusal> {
-    let set = api.control.decide(move |core, _| {
+    let by = caller.token.name;
+    let set = api.control.decide(move |core, ctx| {
         let registry = &mut core.registry;
         match registry.set_alias(&name, &alias, input.version) {
             Ok(writes) => {
                 let found = registry.model(&name, input.version);
                 let info = found.map(|found| registry.model_info(found));
+                let aliased = told::aliased(&name, input.version, alias.as_str(), &by);
+                core.tell(aliased, ctx.unix_ms);
                 (info.ok_or_else(vanished), writing(writes))
             }
             Err(error) => (Err(error), Effects::default()),
@@ -188,7 +197,7 @@ pub(super) struct VersionParam {
 
 /// Frees what nothing else needs.
 pub(super) async fn delete_version(
-    _: Caller<Manage>,
+    caller: Caller<Manage>,
     State(api): State<Api>,
     Named(name): Named<ModelName>,
     Params(params): Params<VersionParam>,
@@ -196,7 +205,8 @@ pub(super) async fn delete_version(
     let version = params.version.ok_or_else(|| {
         ApiError::invalid("query: say which version to delete, such as version=1")
     })?;
-    let deleted = api.control.decide(move |core, _| {
+    let by = caller.token.name;
+    let deleted = api.control.decide(move |core, ctx| {
         let users = core.models_in_use();
         let in_use = |name: &ModelName, version| users.get(&(name.clone(), version)).cloned();
         let manifest = core
@@ -204,7 +214,10 @@ pub(super) async fn delete_version(
             .model(&name, version)
             .map(|found| found.manifest);
         match core.registry.delete_model_version(&name, version, &in_use) {
-            Ok(writes) => (Ok(manifest), writing(writes)),
+            Ok(writes) => {
+                core.tell(told::model_deleted(&name, version, &by), ctx.unix_ms);
+                (Ok(manifest), writing(writes))
+            }
             Err(error) => (Err(error), Effects::default()),
         }
     });

@@ -1,9 +1,10 @@
 //! Nodes and the tokens with which they join.
 
 use axum::extract::State;
+use scheduler_core::events::recorded as told;
 use scheduler_core::registry::{JoinTokenRecord, NewJoinToken};
 use serde_json::{Value, json};
-use shared::api::{CreateNodeToken, NodeList, NodeTokenCreated, NodeTokenList};
+use shared::api::{CreateNodeToken, NodeDescription, NodeList, NodeTokenCreated, NodeTokenList};
 use shared::ids::{NodeName, Role, TokenId};
 use shared::wire::{Peer, close};
 
@@ -21,14 +22,27 @@ pub(super) async fn list(
     Ok(Json(NodeList { nodes }))
 }
 
+pub(super) async fn describe(
+    _: Caller<Query>,
+    State(api): State<Api>,
+    Named(name): Named<NodeName>,
+) -> Result<Json<NodeDescription>, Refusal> {
+    let found = api.control.read(move |core| core.describe_node(&name));
+    Ok(Json(found.await??))
+}
+
 /// For good: the node's sessions end now, and gateways accept its certificates no longer.
 pub(super) async fn revoke(
-    _: Caller<Admin>,
+    caller: Caller<Admin>,
     State(api): State<Api>,
     Named(name): Named<NodeName>,
 ) -> Result<Json<Value>, Refusal> {
+    let by = caller.token.name;
     let revoked = api.control.decide(move |core, ctx| {
         let revoked = core.registry.revoke(&name);
+        if revoked.as_ref().is_ok_and(|writes| !writes.is_empty()) {
+            core.tell(told::revoked(&name, &by), ctx.unix_ms);
+        }
         let (result, mut effects) = recorded(core, ctx, revoked.map(|ops| ((), ops)));
         if result.is_ok() {
             for role in [Role::Agent, Role::Gateway] {

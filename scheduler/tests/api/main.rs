@@ -2,6 +2,7 @@
 
 mod auth;
 mod cluster;
+mod events;
 mod join;
 mod logs;
 mod models;

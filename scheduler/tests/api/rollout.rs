@@ -174,6 +174,69 @@ async fn an_endpoint_is_deployed_to_a_node_and_a_restart_moves_nothing() {
 }
 
 #[tokio::test]
+async fn a_deployment_is_told_step_by_step_and_stays_readable_after_its_end() {
+    let cluster = prepared().await;
+    let (_membership, node) = deployed(&cluster).await;
+    let events = async |query: &str| {
+        let path = format!("/api/stokehold/v1/events?endpoint=iris{query}");
+        let list = cluster.done(Method::GET, &path, None).await;
+        list["events"].as_array().expect("a list").clone()
+    };
+    let kinds = |events: &[Value]| -> Vec<String> {
+        let kinds = events.iter().map(|event| event["kind"].as_str());
+        kinds.map(|kind| kind.expect("a text").to_owned()).collect()
+    };
+    let told = eventually("all of it is told", async || {
+        let told = events("").await;
+        kinds(&told)
+            .contains(&"RolloutDone".to_owned())
+            .then_some(told)
+    })
+    .await;
+    let expected = [
+        "EndpointCreated",
+        "RolloutStarted",
+        // No node has joined yet.
+        "NoRoom",
+        "ReplicaPlaced",
+    ];
+    assert_eq!(kinds(&told)[..4], expected, "{told:#?}");
+    let times: Vec<u64> = told
+        .iter()
+        .map(|it| it["unix_ms"].as_u64().expect("a number"))
+        .collect();
+    assert!(times.is_sorted(), "{times:?}");
+    let ready = told.iter().find(|event| event["kind"] == "ReplicaReady");
+    let ready = ready.expect("told");
+    assert_eq!(
+        (&ready["node"], &ready["entity"]),
+        (&json!("n1"), &json!("iris-1"))
+    );
+    let cause = ready["cause"].as_str().expect("a text");
+    assert!(cause.contains("answers its probes"), "{cause}");
+    let path = "/api/stokehold/v1/endpoints/iris";
+    let described = cluster.done(Method::GET, path, None).await;
+    let shown = described["events"].as_array().expect("a list");
+    assert_eq!(shown.last(), told.last(), "describe ends with them");
+
+    let path = "/api/2.0/serving-endpoints/iris";
+    cluster.done(Method::DELETE, path, None).await;
+    let end = eventually("its end is told", async || {
+        let told = events("&limit=3").await;
+        kinds(&told)
+            .contains(&"ReplicaStopped".to_owned())
+            .then_some(told)
+    })
+    .await;
+    assert_eq!(
+        kinds(&end),
+        ["EndpointDeleted", "ReplicaDraining", "ReplicaStopped"]
+    );
+    assert_eq!(end[1]["cause"], "no config asks for it any more");
+    node.crash().await;
+}
+
+#[tokio::test]
 async fn logs_come_from_the_gateway_of_the_replicas_node() {
     let cluster = prepared().await;
     let (_membership, node) = deployed(&cluster).await;

@@ -1,5 +1,6 @@
 //! The JSON of the REST API, and of the files by which agent and gateway of one node meet.
 
+pub mod events;
 pub mod local;
 pub mod serving;
 
@@ -238,6 +239,15 @@ pub struct NodeSummary {
     pub gateway: Option<String>,
 }
 
+/// `GET /api/stokehold/v1/nodes/{name}`: what `stokehold node describe` shows.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NodeDescription {
+    pub node: NodeSummary,
+    pub replicas: Vec<ReplicaInfo>,
+    /// Its last events, oldest first.
+    pub events: Vec<events::EventInfo>,
+}
+
 /// `GET /api/stokehold/v1/endpoints/{name}`: what `stokehold describe` shows.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct EndpointDescription {
@@ -245,6 +255,9 @@ pub struct EndpointDescription {
     pub replicas: Vec<ReplicaInfo>,
     /// The autoscaler's last decision for each served entity.
     pub decisions: Vec<DecisionInfo>,
+    /// Its last events, oldest first.
+    #[serde(default)]
+    pub events: Vec<events::EventInfo>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -12,6 +12,7 @@ use shared::api::{DecisionInfo, EndpointDescription, ReplicaInfo};
 use shared::ids::EndpointName;
 
 use crate::client::{Call, Client};
+use crate::commands::events;
 use crate::output::Output;
 use crate::output::format::{self, UNKNOWN, short};
 use crate::output::table::{Field, Table, Tone};
@@ -94,7 +95,9 @@ pub(crate) async fn describe(
     output.line("\nreplicas")?;
     output.table(&replica_table(&description.replicas))?;
     output.line("\nautoscaler")?;
-    output.table(&decision_table(&description.decisions))
+    output.table(&decision_table(&description.decisions))?;
+    output.line("\nevents")?;
+    output.table(&events::table(&description.events, SystemTime::now()))
 }
 
 pub(crate) async fn delete(
@@ -281,7 +284,7 @@ fn deployment(state: &str) -> Field {
     Field::toned(word, tone)
 }
 
-fn replica_table(replicas: &[ReplicaInfo]) -> Table {
+pub(crate) fn replica_table(replicas: &[ReplicaInfo]) -> Table {
     let mut table = Table::new(
         [
             "REPLICA",

@@ -117,6 +117,7 @@ pub(crate) fn description(update: &str) -> EndpointDescription {
             bound_by: "demand".into(),
             age_s: 3.2,
         }],
+        events: vec![],
     }
 }
 

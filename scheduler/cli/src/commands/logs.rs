@@ -62,11 +62,7 @@ pub(crate) async fn run(args: &LogsArgs, client: &Client, output: &Output) -> an
     } else {
         call.timeout(Some(LONG_CALL))
     };
-    let mut lines = Lines {
-        response: client.open(&call).await?,
-        client,
-        rest: BytesMut::new(),
-    };
+    let mut lines = Lines::new(client.open(&call).await?, client);
     let mut past = VecDeque::new();
     let wait = if args.follow { PAUSE } else { LONG_CALL };
     let ended = loop {
@@ -120,15 +116,23 @@ fn plain(line: &LogLine) -> String {
 }
 
 /// The lines of an answer as they come.
-struct Lines<'a> {
+pub(crate) struct Lines<'a> {
     response: reqwest::Response,
     client: &'a Client,
     rest: BytesMut,
 }
 
-impl Lines<'_> {
+impl<'a> Lines<'a> {
+    pub(crate) fn new(response: reqwest::Response, client: &'a Client) -> Self {
+        Self {
+            response,
+            client,
+            rest: BytesMut::new(),
+        }
+    }
+
     /// Cancel-safe: what was read stays in `rest`.
-    async fn next(&mut self) -> anyhow::Result<Option<Bytes>> {
+    pub(crate) async fn next(&mut self) -> anyhow::Result<Option<Bytes>> {
         loop {
             if let Some(line) = cut(&mut self.rest) {
                 if line.is_empty() {
@@ -138,7 +142,7 @@ impl Lines<'_> {
             }
             anyhow::ensure!(
                 self.rest.len() <= MAX_LINE_BYTES,
-                "the server sent a log line of more than {MAX_LINE_BYTES} bytes"
+                "the server sent a line of more than {MAX_LINE_BYTES} bytes"
             );
             match self.client.chunk(&mut self.response).await? {
                 Some(piece) => self.rest.extend_from_slice(&piece),

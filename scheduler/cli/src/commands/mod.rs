@@ -3,6 +3,7 @@
 pub(crate) mod context;
 pub(crate) mod deploy;
 pub(crate) mod endpoint;
+pub(crate) mod events;
 #[cfg(test)]
 pub(crate) mod fixtures;
 pub(crate) mod image;
@@ -41,6 +42,7 @@ async fn talk(command: Command, context: &Resolved, output: &Output) -> anyhow::
         Command::Describe(args) => endpoint::describe(&args, &server()?, output).await,
         Command::Delete(args) => endpoint::delete(&args, &server()?, output).await,
         Command::Logs(args) => logs::run(&args, &server()?, output).await,
+        Command::Events(args) => events::run(&args, &server()?, output).await,
         Command::Query(args) => {
             query::run(args, &Client::to_gateway(context, output)?, output).await
         }

@@ -4,11 +4,13 @@ use std::time::{Duration, SystemTime};
 
 use clap::{Args, Subcommand};
 use reqwest::Method;
-use serde_json::json;
-use shared::api::{CreateNodeToken, NodeList, NodeSummary, NodeTokenCreated};
+use serde_json::{Value, json};
+use shared::api::{CreateNodeToken, NodeDescription, NodeList, NodeSummary, NodeTokenCreated};
 use shared::ids::{NodeName, Role};
 
 use crate::client::{Call, Client};
+use crate::commands::endpoint::replica_table;
+use crate::commands::events;
 use crate::output::format::{self, UNKNOWN};
 use crate::output::table::{Field, Table, Tone};
 use crate::output::{Output, format::bytes};
@@ -18,6 +20,8 @@ pub(crate) enum NodeCommand {
     /// Lists nodes with what they have and what is planned on them.
     #[command(after_help = LIST_EXAMPLES)]
     List,
+    /// Shows a node with its replicas and its last events.
+    Describe(DescribeArgs),
     /// Makes a one-time token with which a machine joins.
     Token(TokenArgs),
     /// Refuses a node from now on; its replicas are replaced elsewhere.
@@ -29,6 +33,12 @@ Examples:
   stokehold node list
   stokehold node list --output json
   stokehold node list --context production";
+
+const DESCRIBE_EXAMPLES: &str = "\
+Examples:
+  stokehold node describe node2
+  stokehold node describe gpu7.rack2 --output json
+  stokehold node describe node2 --context production";
 
 const TOKEN_EXAMPLES: &str = "\
 Examples:
@@ -54,6 +64,12 @@ pub(crate) struct TokenArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = DESCRIBE_EXAMPLES)]
+pub(crate) struct DescribeArgs {
+    name: NodeName,
+}
+
+#[derive(Debug, Args)]
 #[command(after_help = REVOKE_EXAMPLES)]
 pub(crate) struct RevokeArgs {
     name: NodeName,
@@ -69,6 +85,7 @@ pub(crate) async fn run(
             let list: NodeList = client.call(Call::get("/api/stokehold/v1/nodes")).await?;
             output.rows(&list, || table(&list.nodes))
         }
+        NodeCommand::Describe(args) => describe(&args, client, output).await,
         NodeCommand::Token(args) => token(args, client, output).await,
         NodeCommand::Revoke(args) => {
             let path = format!("/api/stokehold/v1/nodes/{}/revoke", args.name);
@@ -79,6 +96,22 @@ pub(crate) async fn run(
             )
         }
     }
+}
+
+async fn describe(args: &DescribeArgs, client: &Client, output: &Output) -> anyhow::Result<()> {
+    let call = Call::get(format!("/api/stokehold/v1/nodes/{}", args.name));
+    if output.is_json() {
+        return output.json(&client.call::<Value>(call).await?);
+    }
+    let description: NodeDescription = client.call(call).await?;
+    output.table(&table(std::slice::from_ref(&description.node)))?;
+    if let Some(reason) = &description.node.gpus_absent {
+        output.line(format!("\nno GPUs: {reason}"))?;
+    }
+    output.line("\nreplicas")?;
+    output.table(&replica_table(&description.replicas))?;
+    output.line("\nevents")?;
+    output.table(&events::table(&description.events, SystemTime::now()))
 }
 
 async fn token(args: TokenArgs, client: &Client, output: &Output) -> anyhow::Result<()> {

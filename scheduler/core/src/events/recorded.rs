@@ -1,0 +1,71 @@
+//! What is told of acts that are only recorded (see `registry`), and of the scheduler itself.
+
+use shared::api::events::EventKind;
+use shared::ids::{Epoch, ImageRef, ModelName, NodeName, Role};
+
+use super::Draft;
+use crate::core::Core;
+
+/// A process of the scheduler has begun.
+pub fn scheduler_started(version: &str, epoch: Epoch, core: &Core) -> Draft {
+    let (endpoints, replicas) = (core.endpoints.len(), core.replicas.len());
+    let message = format!("scheduler {version} started");
+    Draft::normal(EventKind::SchedulerStarted, message).because(format!(
+        "epoch {epoch}; its store holds {endpoints} endpoints and {replicas} replicas"
+    ))
+}
+
+pub fn joined(node: &NodeName, role: Role) -> Draft {
+    Draft::normal(
+        EventKind::NodeJoined,
+        format!("node {node} joined as {role}"),
+    )
+    .because("it redeemed a join token")
+    .node(node)
+}
+
+pub fn revoked(node: &NodeName, by: &str) -> Draft {
+    Draft::warning(EventKind::NodeRevoked, format!("node {node} is revoked"))
+        .because(format!("asked for by token {by}"))
+        .node(node)
+}
+
+pub fn pushed(model: &ModelName, version: u32, by: &str) -> Draft {
+    Draft::normal(
+        EventKind::ModelPushed,
+        format!("model {model}/{version} is registered"),
+    )
+    .because(format!("pushed by token {by}"))
+    .model(model, version)
+}
+
+pub fn aliased(model: &ModelName, version: u32, alias: &str, by: &str) -> Draft {
+    let message = format!("model {model}@{alias} stands for version {version}");
+    Draft::normal(EventKind::ModelAliased, message)
+        .because(format!("set by token {by}"))
+        .model(model, version)
+}
+
+pub fn model_deleted(model: &ModelName, version: u32, by: &str) -> Draft {
+    Draft::normal(
+        EventKind::ModelDeleted,
+        format!("model {model}/{version} is deleted"),
+    )
+    .because(format!("asked for by token {by}"))
+    .model(model, version)
+}
+
+pub fn image_imported(image: &ImageRef, by: &str) -> Draft {
+    Draft::normal(
+        EventKind::ImageImported,
+        format!("image {image} is registered"),
+    )
+    .because(format!("imported by token {by}"))
+    .image(image)
+}
+
+pub fn image_deleted(image: &ImageRef, by: &str) -> Draft {
+    Draft::normal(EventKind::ImageDeleted, format!("image {image} is deleted"))
+        .because(format!("asked for by token {by}"))
+        .image(image)
+}
