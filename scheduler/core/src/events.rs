@@ -238,7 +238,10 @@ impl Log {
         }
         let room = WRITES_PER_PERIOD.saturating_sub(self.written_in_period);
         let seqs: Vec<u64> = self.unwritten.iter().copied().take(room).collect();
-        let stale: Vec<String> = self.stale.iter().take(room).cloned().collect();
+        // An event that happened again has its new record before the old one goes.
+        let settled = self.unwritten.len() <= room || self.stale.len() > MAX_EVENTS;
+        let stale = self.stale.iter().take(if settled { room } else { 0 });
+        let stale: Vec<String> = stale.cloned().collect();
         if seqs.is_empty() && stale.is_empty() {
             return Vec::new();
         }

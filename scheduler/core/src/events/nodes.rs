@@ -16,7 +16,18 @@ use crate::replica::Replica;
 pub(crate) struct Holds {
     images: BTreeMap<ImageRef, Held>,
     models: BTreeMap<ManifestId, Held>,
+    /// What the node has had before: a plan that names it again fetches nothing.
+    had: Had,
 }
+
+#[derive(Clone, Debug, Default)]
+struct Had {
+    images: BTreeSet<ImageRef>,
+    models: BTreeSet<ManifestId>,
+}
+
+/// Beyond so many a node's caches have long thrown the first ones out.
+const MAX_HAD: usize = 1024;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Held {
@@ -32,10 +43,17 @@ enum News {
 }
 
 impl Holds {
-    fn of(report: &AgentReport) -> Self {
+    /// `before`: of the report before in this session.
+    fn of(report: &AgentReport, before: Option<&mut Self>) -> Self {
         let images = report.images.iter();
         let models = report.models.iter();
+        let mut had = Had::default();
+        if let Some(before) = before {
+            had = std::mem::take(&mut before.had);
+            had.add(before);
+        }
         Self {
+            had,
             images: images
                 .map(|image| (image.reference.clone(), Held::of(&image.state)))
                 .collect(),
@@ -43,6 +61,20 @@ impl Holds {
                 .map(|model| (model.manifest, Held::of(&model.state)))
                 .collect(),
         }
+    }
+}
+
+impl Had {
+    fn add(&mut self, before: &Holds) {
+        if self.images.len() > MAX_HAD || self.models.len() > MAX_HAD {
+            *self = Self::default();
+        }
+        let images = before.images.iter();
+        let ready = images.filter(|(_, held)| **held == Held::Ready);
+        self.images.extend(ready.map(|(image, _)| image.clone()));
+        let models = before.models.iter();
+        let ready = models.filter(|(_, held)| **held == Held::Ready);
+        self.models.extend(ready.map(|(model, _)| *model));
     }
 }
 
@@ -55,9 +87,10 @@ impl Held {
         }
     }
 
-    /// `before`: of the report before, where there was one.
-    fn news(&self, before: Option<Option<&Held>>) -> Option<News> {
+    /// `before`: of the report before, where there was one; `had`: it has been on the node.
+    fn news(&self, before: Option<Option<&Held>>, had: bool) -> Option<News> {
         match (self, before) {
+            (Held::Ready, Some(None)) if had => None,
             // Already there when the agent came.
             (Held::Fetching | Held::Ready, None) | (Held::Fetching, _) => None,
             (Held::Ready, Some(Some(Held::Ready))) => None,
@@ -74,15 +107,15 @@ impl Core {
         let Some(node) = self.nodes.get_mut(name) else {
             return Vec::new();
         };
-        let holds = Holds::of(report);
-        let before = node.holds.replace(holds.clone());
+        let mut before = node.holds.take();
+        let holds = Holds::of(report, before.as_mut());
         let here: Vec<&Replica> = (node.replicas.iter())
             .filter_map(|id| self.replicas.get(id))
             .collect();
         let mut drafts = Vec::new();
         for (image, held) in &holds.images {
             let before = before.as_ref().map(|holds| holds.images.get(image));
-            let Some(news) = held.news(before) else {
+            let Some(news) = held.news(before, holds.had.images.contains(image)) else {
                 continue;
             };
             let draft = match news {
@@ -102,7 +135,7 @@ impl Core {
         }
         for (manifest, held) in &holds.models {
             let before = before.as_ref().map(|holds| holds.models.get(manifest));
-            let Some(news) = held.news(before) else {
+            let Some(news) = held.news(before, holds.had.models.contains(manifest)) else {
                 continue;
             };
             // Without a replica nobody waits for it any more.
@@ -124,6 +157,9 @@ impl Core {
             };
             let users = using().map(|it| &it.endpoint).collect();
             drafts.extend(for_each_user(draft.model(model, version).node(name), users));
+        }
+        if let Some(node) = self.nodes.get_mut(name) {
+            node.holds = Some(holds);
         }
         drafts
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use scheduler_core::events::{Filter, MAX_EVENTS};
 use shared::ids::ReplicaId;
 use shared::report::ReplicaPhase;
 
@@ -12,6 +13,7 @@ impl Sim {
         self.check_routes();
         self.check_store();
         self.check_revoked();
+        self.check_events();
         for node in self.nodes.values() {
             let cut = !self.may_cut && !node.cut.is_empty();
             assert!(!cut, "{}: stopped with requests in it", node.name);
@@ -68,6 +70,18 @@ impl Sim {
                 .flat_map(|entity| &entity.replicas)
                 .any(|replica| replica.node == node.name);
             assert!(!routed, "routes name a replica on revoked {}", node.name);
+        }
+    }
+
+    /// What is shown is bounded, in its order, and in the store.
+    fn check_events(&self) {
+        let events = self.core.events().newest(&Filter::default(), usize::MAX);
+        let events = events.events;
+        assert!(events.len() <= MAX_EVENTS);
+        assert!(events.is_sorted_by_key(|event| event.seq));
+        for event in events.iter().rev().take(3) {
+            let key = format!("event/{:020}", event.seq);
+            assert!(self.entries.contains_key(&key), "{key} is not stored");
         }
     }
 
