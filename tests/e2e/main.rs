@@ -5,6 +5,7 @@
 
 mod harness;
 
+mod events;
 mod faults;
 mod hostile;
 mod limits;
