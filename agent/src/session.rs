@@ -42,6 +42,7 @@ pub fn hello(view: &watch::Receiver<Arc<NodeView>>) -> Hello {
         highest_epoch: view.borrow().highest_epoch.0,
         peer_address: String::new(),
         client_address: String::new(),
+        ..Hello::default()
     }
 }
 
@@ -89,6 +90,7 @@ impl Session {
             },
             ServerBody::Welcome(_) => debug!("a second welcome was ignored"),
             ServerBody::Routes(_) => debug!("routes were ignored: they are for gateways"),
+            ServerBody::Trust(_) => debug!("authorities are the link's to take over"),
         }
         None
     }
@@ -166,6 +168,7 @@ mod tests {
             link: LinkHandle {
                 outgoing,
                 connection,
+                problem: watch::channel(None).1,
             },
             events,
             plans,

@@ -7,8 +7,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
+use daemon::credentials::Credentials;
 use daemon::identity::Identity;
 use daemon::link::{LinkOptions, link};
+use daemon::renew::Renewal;
 use daemon::tasks::{Tasks, shutdown_signal};
 use daemon::telemetry::Chain;
 use model::cache::Cache;
@@ -70,7 +72,10 @@ async fn assemble(
     let node = config.node()?;
     let instance = config.instance()?;
     let gateway_gid = config.gateway_gid()?;
-    let identity = identity(config)?;
+    let credentials = credentials(config)?;
+    let configured = config.scheduler.clone().unwrap_or_default();
+    let rest = daemon::join::rest_addresses(&config.pki_dir, &configured)
+        .context("read the scheduler's addresses")?;
     let addresses = match &config.scheduler {
         Some(addresses) => addresses.clone(),
         None => daemon::join::scheduler_addresses(&config.pki_dir)
@@ -85,23 +90,28 @@ async fn assemble(
     let cache = tokio::task::spawn_blocking(move || Cache::open(&cache_dir, capacity)).await??;
 
     let (view, view_rx) = watch::channel(Arc::new(NodeView::unseen(&ledger)));
+    let mut registry = Registry::default();
+    let renewal = Renewal::new(credentials.clone(), rest, &mut registry);
     let greeting = view_rx.clone();
     let options = LinkOptions {
         addresses,
-        identity,
+        credentials,
         hello: Arc::new(move || hello(&greeting)),
     };
     let (handle, link_events, keep_link) = link(options, cancel.clone());
     let models = Arc::new(CachedModels::new(cache, handle.connection.clone()));
 
-    let mut registry = Registry::default();
     let metrics = Metrics::register(&mut registry);
     models.register(&mut registry);
     let (ready, readiness) = daemon::admin::readiness("adopting replicas");
+    let remarks = vec![renewal.problem(), handle.problem.clone()];
+    let admin = config.admin_listen;
     tasks.spawn(
         "admin",
-        daemon::admin::serve(config.admin_listen, registry, readiness, cancel.clone()),
+        daemon::admin::serve_with(admin, registry, readiness, remarks, cancel.clone()),
     );
+    renewal.if_expired().await;
+    tasks.spawn("certificate", renewal.run(cancel.clone()));
 
     let containerd = connect(config).await;
     let steps = Arc::new(Steps {
@@ -169,7 +179,7 @@ async fn assemble(
     Ok(())
 }
 
-fn identity(config: &Config) -> anyhow::Result<Identity> {
+fn credentials(config: &Config) -> anyhow::Result<Credentials> {
     let identity = Identity::load(&config.pki_dir)?;
     let node = config.node()?;
     let subject = &identity.subject;
@@ -180,7 +190,7 @@ fn identity(config: &Config) -> anyhow::Result<Identity> {
         subject.role,
         subject.node,
     );
-    Ok(identity)
+    Ok(Credentials::new(identity, Some(config.pki_dir.clone()))?)
 }
 
 fn open_ledger(path: &LedgerPath) -> anyhow::Result<Ledger> {

@@ -9,22 +9,24 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::Router;
+use daemon::credentials::Credentials;
 use daemon::http::HttpLimits;
-use daemon::identity::Identity;
 use daemon::tasks::{Tasks, TasksError};
 use hyper_util::service::TowerToHyperService;
 use model::store::ChunkStore;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry as MetricsRegistry;
 use scheduler_core::events::recorded as told;
 use scheduler_core::registry::Registry;
 use scheduler_core::{Core, Settings};
-use shared::ids::{ClusterId, Epoch, RuntimeName};
+use shared::ids::{ClusterId, Epoch, Role, RuntimeName};
 use shared::runtime::RuntimeTemplate;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::certificates::Certificates;
 use crate::chunks::Chunks;
 use crate::config::{Config, join_host_port, split_host_port};
 use crate::control::{self, Clock};
@@ -81,7 +83,8 @@ pub async fn start(config: Config, cancel: CancellationToken) -> anyhow::Result<
     let paths = Paths::of(&config.data_dir);
     let templates = templates::load(&config.runtimes_dirs)?;
     let authority = state::authority(&config, &paths)?;
-    let identity = state::identity(&config, &authority)?;
+    let (identity, names) = state::identity(&config, &authority)?;
+    let credentials = Credentials::new(identity, Some(config.pki_dir.clone()))?;
     let cluster = authority.cluster().clone();
     let clock = Clock::start();
 
@@ -105,7 +108,7 @@ pub async fn start(config: Config, cancel: CancellationToken) -> anyhow::Result<
     let listener = TcpListener::bind(config.listen_http)
         .await
         .with_context(|| format!("listen on TCP {} (listen_http)", config.listen_http))?;
-    let endpoint = daemon::quic::server_endpoint(config.listen_quic, &identity)
+    let endpoint = daemon::quic::server_endpoint(config.listen_quic, &credentials)
         .context("listen for nodes (listen_quic)")?;
     let (http, quic) = (listener.local_addr()?, endpoint.local_addr()?);
 
@@ -115,7 +118,7 @@ pub async fn start(config: Config, cancel: CancellationToken) -> anyhow::Result<
     let (ready, readiness) = daemon::admin::readiness("starting");
     let mut tasks = Tasks::new(cancel.clone());
     tasks.spawn("control", control.run(cancel.clone()));
-    let shared = listener::Shared::new(cluster.clone(), handle.clone(), chunks.clone());
+    let shared = listener::Shared::new(authority.clone(), handle.clone(), chunks.clone());
     tasks.spawn(
         "listener",
         listener::run(endpoint, Arc::new(shared), cancel.clone()),
@@ -125,11 +128,24 @@ pub async fn start(config: Config, cancel: CancellationToken) -> anyhow::Result<
         "collector",
         garbage.collect_regularly(handle.clone(), cancel.clone()),
     );
+    let expiry = Gauge::default();
+    daemon::renew::register_expiry(&mut metrics, Role::Scheduler.as_str(), &expiry);
+    expiry.set(credentials.validity().not_after);
+    let certificates = Certificates {
+        authorities: authority.clone(),
+        credentials: credentials.clone(),
+        control: handle.clone(),
+        names,
+        lifetime: config.certificate_lifetime(),
+        expiry,
+    };
+    tasks.spawn("certificates", certificates.run(cancel.clone()));
     let (http_addresses, quic_addresses) = advertised(&config, http.port(), quic.port());
     let api = rest::Api::new(rest::Parts {
         control: handle,
         chunks,
         ca: authority,
+        lifetime: config.certificate_lifetime(),
         http_addresses,
         quic_addresses,
         clock,
@@ -142,7 +158,7 @@ pub async fn start(config: Config, cancel: CancellationToken) -> anyhow::Result<
         serve(
             listener,
             &config,
-            &identity,
+            &credentials,
             rest::router(api),
             cancel.clone(),
         )?,
@@ -168,11 +184,11 @@ pub async fn start(config: Config, cancel: CancellationToken) -> anyhow::Result<
 fn serve(
     listener: TcpListener,
     config: &Config,
-    identity: &Identity,
+    credentials: &Credentials,
     router: Router,
     cancel: CancellationToken,
 ) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + Send + 'static> {
-    let tls = crate::https::config(&config.tls, identity)?;
+    let tls = crate::https::config(&config.tls, credentials)?;
     let service = move |_: &daemon::http::ConnectionInfo| TowerToHyperService::new(router.clone());
     let limits = HttpLimits::default();
     Ok(daemon::http::serve_tls(

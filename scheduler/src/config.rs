@@ -10,6 +10,9 @@ use serde::Deserialize;
 /// Where the packaged configuration lies.
 pub const DEFAULT_PATH: &str = "/etc/stokehold/scheduler.toml";
 
+/// Clients refuse certificates that are valid for longer.
+const MAX_CERTIFICATE_SECONDS: u64 = 825 * 24 * 3600;
+
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
@@ -36,6 +39,7 @@ pub struct Config {
     pub tls: TlsConfig,
     pub autoscaler: AutoscalerConfig,
     pub lifecycle: LifecycleConfig,
+    pub certificates: CertificatesConfig,
     pub log: LogConfig,
 }
 
@@ -74,6 +78,25 @@ pub struct LifecycleConfig {
     pub deploy_deadline_seconds: u64,
 }
 
+/// The certificates that the cluster's authority gives out: to agents, gateways and the scheduler
+/// itself. Each is renewed by itself after two thirds of its life.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CertificatesConfig {
+    /// How long a certificate is valid, in seconds. Default: 604800, seven days; at least 10. A
+    /// shorter one is worth less to whoever steals it; a longer one outlasts a longer outage of the
+    /// scheduler. A new value counts from each certificate's next renewal.
+    pub lifetime_seconds: u64,
+}
+
+impl Default for CertificatesConfig {
+    fn default() -> Self {
+        Self {
+            lifetime_seconds: 7 * 24 * 3600,
+        }
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -90,6 +113,7 @@ impl Default for Config {
             tls: TlsConfig::default(),
             autoscaler: AutoscalerConfig::default(),
             lifecycle: LifecycleConfig::default(),
+            certificates: CertificatesConfig::default(),
             log: LogConfig::default(),
         }
     }
@@ -145,6 +169,12 @@ impl Config {
         if self.lifecycle.deploy_deadline_seconds < 10 {
             return fail("lifecycle.deploy_deadline_seconds", "must be at least 10");
         }
+        if !(10..=MAX_CERTIFICATE_SECONDS).contains(&self.certificates.lifetime_seconds) {
+            return fail(
+                "certificates.lifetime_seconds",
+                "must be 10 to 71280000 (825 days): days in a fleet, seconds in a test",
+            );
+        }
         if self.advertise.len() > 8 {
             return fail("advertise", "has more than 8 names");
         }
@@ -155,6 +185,10 @@ impl Config {
             })?;
         }
         Ok(())
+    }
+
+    pub fn certificate_lifetime(&self) -> Duration {
+        Duration::from_secs(self.certificates.lifetime_seconds)
     }
 
     pub fn lease(&self) -> Duration {

@@ -12,8 +12,10 @@ mod handle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
+use quinn::Connection;
 use rand::rngs::StdRng;
 use scheduler_core::event::Level;
+use scheduler_core::registry::{SessionRefusal, Shown};
 use scheduler_core::store_op::Op;
 use scheduler_core::{Core, Ctx, Effects, Event, Note};
 use shared::ids::{Epoch, Role};
@@ -28,7 +30,7 @@ use crate::metrics::Metrics;
 use crate::sessions::Sessions;
 use crate::store::StoreHandle;
 
-pub use handle::{Admitted, Handle, Newcomer, Revoked, Stopping};
+pub use handle::{Admitted, Handle, Newcomer, Refused, Stopping};
 use handle::{Answer, Command};
 
 /// Sessions and requests wait when the control task is this far behind.
@@ -193,15 +195,21 @@ impl Control {
                 let Newcomer {
                     peer,
                     connection,
+                    shown,
+                    boot,
                     peer_address,
                     client_address,
                 } = *newcomer;
-                if self.core.registry.is_revoked(&peer.node) {
+                if let Err(refused) = self.admit(&peer, &shown, &boot, &connection) {
                     round
                         .answers
-                        .push(Box::new(move || drop(answer.send(Err(Revoked)))));
+                        .push(Box::new(move || drop(answer.send(Err(refused)))));
                     return;
                 }
+                round.add(Effects {
+                    writes: self.core.registry.learn(&peer.node, peer.role, shown),
+                    ..Effects::default()
+                });
                 let node = peer.node.clone();
                 let event = match peer.role {
                     Role::Agent => Event::AgentUp { node },
@@ -212,7 +220,7 @@ impl Control {
                         client_address,
                     },
                 };
-                let (id, outgoing) = self.sessions.open(peer.clone(), connection);
+                let (id, outgoing) = self.sessions.open(peer.clone(), connection, boot);
                 self.take_in(event, round);
                 let admitted = Admitted { id, outgoing };
                 round
@@ -234,6 +242,34 @@ impl Control {
             // Taken out by the loop, which it ends.
             Command::EpochSeen(_) => {}
         }
+    }
+
+    /// Whether a newcomer may have a session. What people should know of a refusal is noted.
+    fn admit(
+        &mut self,
+        peer: &Peer,
+        shown: &Shown,
+        boot: &str,
+        connection: &Connection,
+    ) -> Result<(), Refused> {
+        let (node, now) = (&peer.node, self.clock.now());
+        let from = connection.remote_address().ip();
+        let admitted = self.core.registry.admit(node, peer.role, &shown.key_hash);
+        if let Err(refusal) = admitted {
+            if matches!(refusal, SessionRefusal::OtherKey { .. }) {
+                let problem = format!("refused {from}: {refusal}");
+                self.core.note_problem(node, problem, now);
+            }
+            return Err(refusal.into());
+        }
+        if let Some(other) = self.sessions.other_machine(peer, boot) {
+            let peer = peer.clone();
+            let refused = Refused::Copied { peer, other };
+            let problem = format!("refused {from}: {refused}");
+            self.core.note_problem(node, problem, now);
+            return Err(refused);
+        }
+        Ok(())
     }
 
     async fn commit(&self, round: &mut Round) -> anyhow::Result<()> {

@@ -6,7 +6,8 @@
 
 use std::sync::Arc;
 
-use daemon::identity::{Identity, SCHEDULER_NAME};
+use daemon::credentials::Credentials;
+use daemon::identity::SCHEDULER_NAME;
 use daemon::tls::{self, TlsError};
 use rustls::ServerConfig;
 use rustls::server::{ClientHello, ResolvesServerCert};
@@ -14,8 +15,11 @@ use rustls::sign::CertifiedKey;
 
 use crate::config::TlsConfig;
 
-pub(crate) fn config(tls: &TlsConfig, identity: &Identity) -> Result<Arc<ServerConfig>, TlsError> {
-    let internal = tls::https_server(identity)?;
+pub(crate) fn config(
+    tls: &TlsConfig,
+    credentials: &Credentials,
+) -> Result<Arc<ServerConfig>, TlsError> {
+    let internal = tls::https_server(credentials)?;
     let (Some(certificate), Some(key)) = (&tls.certificate, &tls.key) else {
         return Ok(internal);
     };

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | [`config`] | `scheduler.toml` |
 //! | [`state`] | what is on disk before anything runs: certificates, first token |
+//! | `authorities`, `certificates` | the certificate authority and its rotation; renewals |
 //! | [`templates`] | runtime templates |
 //! | [`boot`] | puts the parts together |
 //! | [`store`] | records on disk |
@@ -13,7 +14,9 @@
 //! | [`rest`], [`https`] | the REST API |
 //! | [`metrics`] | `stokehold_scheduler_*` |
 
+mod authorities;
 pub mod boot;
+mod certificates;
 pub mod chunks;
 mod cli;
 pub mod config;

@@ -4,15 +4,16 @@
 //! certificate's cluster and role, whether the node was revoked, and the protocol's version; a
 //! refusal closes the connection with a code of `shared::wire::close` and a reason for people.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use daemon::identity::Subject;
+use daemon::identity::{IdentityError, Subject, key_hash_of, subject_of, validity_of};
 use daemon::quic;
 use daemon::telemetry::Chain;
 use quinn::{Connection, Endpoint, Incoming};
+use scheduler_core::registry::Shown;
 use shared::ids::{ClusterId, Role};
 use shared::wire::{Peer, close};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -20,6 +21,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use crate::authorities::Authorities;
 use crate::chunks::Chunks;
 use crate::control::Handle;
 use crate::session;
@@ -32,16 +34,16 @@ const CLOSE_GRACE: Duration = Duration::from_secs(2);
 
 /// What each connection's task needs.
 pub struct Shared {
-    pub cluster: ClusterId,
+    pub authorities: Authorities,
     pub control: Handle,
     pub chunks: Chunks,
     refusals: RefusalLog,
 }
 
 impl Shared {
-    pub fn new(cluster: ClusterId, control: Handle, chunks: Chunks) -> Self {
+    pub(crate) fn new(authorities: Authorities, control: Handle, chunks: Chunks) -> Self {
         Self {
-            cluster,
+            authorities,
             control,
             chunks,
             refusals: RefusalLog::default(),
@@ -116,15 +118,16 @@ async fn serve(incoming: Incoming, handshake: Option<OwnedSemaphorePermit>, shar
             return;
         }
     };
-    let peer = match admit(&connection, &shared.cluster) {
-        Ok(peer) => peer,
+    let admitted = match admit(&connection, &shared.authorities) {
+        Ok(admitted) => admitted,
         Err(refusal) => {
             shared.refusals.note(Who::Address(address), &refusal.reason);
             quic::close(&connection, refusal.code, &refusal.reason);
             return;
         }
     };
-    match session::run(&connection, &peer, &shared).await {
+    let peer = admitted.peer.clone();
+    match session::run(&connection, admitted, &shared).await {
         Ok(reason) => info!(%peer, %address, reason, "session ended"),
         Err(refusal) => {
             quic::close(&connection, refusal.code, &refusal.reason);
@@ -133,11 +136,28 @@ async fn serve(incoming: Incoming, handshake: Option<OwnedSemaphorePermit>, shar
     }
 }
 
+/// A peer with what its certificate shows.
+pub(crate) struct Certified {
+    pub(crate) peer: Peer,
+    pub(crate) shown: Shown,
+}
+
 /// Who it is, by the certificate alone.
-fn admit(connection: &Connection, cluster: &ClusterId) -> Result<Peer, Refusal> {
-    let subject = quic::peer_subject(connection)
-        .map_err(|e| Refusal::new(close::WRONG_ROLE, Chain(&e).to_string()))?;
-    peer_of(subject, cluster)
+fn admit(connection: &Connection, authorities: &Authorities) -> Result<Certified, Refusal> {
+    let unfit = |e: IdentityError| Refusal::new(close::WRONG_ROLE, Chain(&e).to_string());
+    let certificate = quic::peer_certificate(connection).map_err(unfit)?;
+    let subject = subject_of(&certificate).map_err(unfit)?;
+    let peer = peer_of(subject.clone(), authorities.cluster())?;
+    let shown = Shown {
+        key_hash: key_hash_of(&certificate).map_err(unfit)?,
+        issuer: authorities
+            .issuer_of(&certificate, &subject)
+            .unwrap_or_default(),
+        not_after_unix: validity_of(&certificate).map_err(unfit)?.not_after,
+        // Its hello says.
+        trusts: BTreeSet::new(),
+    };
+    Ok(Certified { peer, shown })
 }
 
 fn peer_of(subject: Subject, cluster: &ClusterId) -> Result<Peer, Refusal> {

@@ -8,19 +8,20 @@ use bytes::Bytes;
 use daemon::quic::{self, FrameError};
 use daemon::telemetry::Chain;
 use quinn::{Connection, RecvStream, SendStream};
-use scheduler_core::Event;
+use scheduler_core::registry::Shown;
+use scheduler_core::{Effects, Event};
 use shared::ids::{Role, ServedEntityId};
 use shared::report::{AgentReport, GatewayReport};
 use shared::wire::{
-    ClientBody, ClientFrame, Hello, PROTOCOL_MAX, PROTOCOL_MIN, Peer, RequestBody, ServerBody,
-    ServerFrame, StreamReply, StreamRequest, Welcome, WireError, close,
+    ClientBody, ClientFrame, Hello, Holds, PROTOCOL_MAX, PROTOCOL_MIN, Peer, RequestBody, ServerBody,
+    ServerFrame, StreamReply, StreamRequest, Trust, Welcome, WireError, close,
 };
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, info};
 
 use crate::control::{Admitted, Newcomer, Stopping};
-use crate::listener::{Refusal, Shared};
+use crate::listener::{Certified, Refusal, Shared};
 use crate::sessions::{Numbered, Outgoing};
 
 /// For the hello, and for the first frame of a request.
@@ -30,13 +31,17 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Requests of one connection that are worked on at once.
 const REQUESTS: usize = 16;
 const REPORT_INTERVAL_MS: u32 = 1000;
+/// There are two at most; what more is claimed is not remembered.
+const MAX_AUTHORITIES: usize = 4;
 
 /// Runs a session to its end. `Ok` says why it ended; a refusal is for the peer to be told.
 pub(crate) async fn run(
     connection: &Connection,
-    peer: &Peer,
+    certified: Certified,
     shared: &Arc<Shared>,
 ) -> Result<String, Refusal> {
+    let Certified { peer, mut shown } = certified;
+    let peer = &peer;
     let greeting = tokio::time::timeout(FIRST_FRAME_TIMEOUT, greet(connection));
     let (mut send, receive, hello) = match greeting.await {
         Ok(Ok(greeting)) => greeting,
@@ -59,21 +64,25 @@ pub(crate) async fn run(
             Err(Stopping) => Err(stopping()),
         };
     }
+    shown.trusts = hello.authorities.into_iter().take(MAX_AUTHORITIES).collect();
+    let key_hash = shown.key_hash.clone();
     let newcomer = Newcomer {
         peer: peer.clone(),
+        shown,
+        boot: hello.boot,
         connection: connection.clone(),
         peer_address: hello.peer_address,
         client_address: hello.client_address,
     };
     let Admitted { id, outgoing } = match shared.control.arrived(newcomer).await {
         Ok(Ok(admitted)) => admitted,
-        Ok(Err(revoked)) => return Err(Refusal::new(close::REVOKED, revoked.to_string())),
+        Ok(Err(refused)) => return Err(Refusal::new(refused.code(), refused.to_string())),
         Err(Stopping) => return Err(stopping()),
     };
     info!(%peer, address = %connection.remote_address(), version = hello.version, "session began");
     let welcome = Welcome {
         protocol,
-        cluster: shared.cluster.to_string(),
+        cluster: shared.authorities.cluster().to_string(),
         epoch: shared.control.epoch().0,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         report_interval_ms: REPORT_INTERVAL_MS,
@@ -83,8 +92,8 @@ pub(crate) async fn run(
     };
     // Each of these ends only with the session, so none is resumed after it was dropped.
     let ended = tokio::select! {
-        ended = write(&mut send, &welcome, outgoing) => ended,
-        ended = read(receive, peer, shared) => ended,
+        ended = write(&mut send, &welcome, outgoing, shared.authorities.trust()) => ended,
+        ended = read(receive, peer, &key_hash, shared) => ended,
         ended = answer_requests(connection, peer, shared) => ended,
     };
     // A control task that has ended needs to be told nothing.
@@ -139,9 +148,11 @@ async fn write(
     send: &mut SendStream,
     welcome: &ServerFrame,
     mut outgoing: watch::Receiver<Outgoing>,
+    mut trust: watch::Receiver<Trust>,
 ) -> Result<String, Refusal> {
     let (mut plan, mut routes) = (0, 0);
     let mut frames = vec![Bytes::from(shared::wire::encode_frame(welcome))];
+    frames.push(trust_frame(&mut trust));
     loop {
         for frame in frames {
             match tokio::time::timeout(WRITE_TIMEOUT, send.write_all(&frame)).await {
@@ -162,16 +173,28 @@ async fn write(
                 .chain(unsent(&newest.routes, &mut routes))
                 .collect()
         };
-        if frames.is_empty() && outgoing.changed().await.is_err() {
-            // The table dropped it for a newer session, and has closed this one's connection.
-            return Ok("another session of the same node took over".to_owned());
+        if !frames.is_empty() {
+            continue;
+        }
+        tokio::select! {
+            changed = outgoing.changed() => if changed.is_err() {
+                // The table dropped it for a newer session, and has closed this one's connection.
+                return Ok("another session of the same node took over".to_owned());
+            },
+            Ok(()) = trust.changed() => frames.push(trust_frame(&mut trust)),
         }
     }
+}
+
+fn trust_frame(trust: &mut watch::Receiver<Trust>) -> Bytes {
+    let body = Some(ServerBody::Trust(trust.borrow_and_update().clone()));
+    shared::wire::encode_frame(&ServerFrame { body }).into()
 }
 
 async fn read(
     mut receive: RecvStream,
     peer: &Peer,
+    key_hash: &str,
     shared: &Arc<Shared>,
 ) -> Result<String, Refusal> {
     loop {
@@ -182,11 +205,41 @@ async fn read(
         };
         // A frame of a later version has no body that is known here.
         let Some(body) = frame.body else { continue };
+        if let ClientBody::Holds(holds) = body {
+            take_in(holds, peer, key_hash, shared).await?;
+            continue;
+        }
         let event = event_of(peer, body)?;
         if shared.control.event(event).await.is_err() {
             return Err(stopping());
         }
     }
+}
+
+/// What the node holds now; its session may have begun with another certificate.
+async fn take_in(
+    holds: Holds,
+    peer: &Peer,
+    key_hash: &str,
+    shared: &Arc<Shared>,
+) -> Result<(), Refusal> {
+    let (peer, shown) = (
+        peer.clone(),
+        Shown {
+            key_hash: key_hash.to_owned(),
+            issuer: holds.issuer.chars().take(64).collect(),
+            not_after_unix: holds.not_after,
+            trusts: holds.authorities.into_iter().take(MAX_AUTHORITIES).collect(),
+        },
+    );
+    let learnt = shared.control.decide(move |core, _| {
+        let effects = Effects {
+            writes: core.registry.learn(&peer.node, peer.role, shown),
+            ..Effects::default()
+        };
+        ((), effects)
+    });
+    learnt.await.map_err(|Stopping| stopping())
 }
 
 fn event_of(peer: &Peer, body: ClientBody) -> Result<Event, Refusal> {
@@ -209,6 +262,8 @@ fn event_of(peer: &Peer, body: ClientBody) -> Result<Event, Refusal> {
             queued: demand.queued,
         }),
         (_, ClientBody::Hello(_)) => Err(Refusal::new(close::PROTOCOL, "a second hello")),
+        // Taken in before this.
+        (_, ClientBody::Holds(_)) => Err(Refusal::new(close::PROTOCOL, "holds is no event")),
         (
             role,
             ClientBody::AgentReport(_) | ClientBody::GatewayReport(_) | ClientBody::Demand(_),

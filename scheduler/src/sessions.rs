@@ -5,6 +5,7 @@
 //! supersedes the one before. So the queue to a session is one place for each, and never full.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 
 use bytes::Bytes;
 use quinn::Connection;
@@ -37,6 +38,8 @@ pub struct Numbered {
 struct Session {
     id: SessionId,
     connection: Connection,
+    /// The boot id of its machine; empty where it tells none.
+    boot: String,
     outgoing: watch::Sender<Outgoing>,
 }
 
@@ -52,12 +55,14 @@ impl Sessions {
         &mut self,
         peer: Peer,
         connection: Connection,
+        boot: String,
     ) -> (SessionId, watch::Receiver<Outgoing>) {
         let id = SessionId(self.next_number());
         let (outgoing, receiver) = watch::channel(Outgoing::default());
         let session = Session {
             id,
             connection,
+            boot,
             outgoing,
         };
         if let Some(older) = self.by_peer.insert(peer, session) {
@@ -65,6 +70,16 @@ impl Sessions {
             daemon::quic::close(&older.connection, close::REPLACED, reason);
         }
         (id, receiver)
+    }
+
+    /// Where another machine is that has a living session with this peer's identity. The same machine
+    /// that comes back has the same boot id; one that was rebooted finds its old session closed, or
+    /// waits until it has timed out.
+    pub fn other_machine(&self, peer: &Peer, boot: &str) -> Option<IpAddr> {
+        let held = self.by_peer.get(peer)?;
+        let differs = !boot.is_empty() && !held.boot.is_empty() && held.boot != boot;
+        let lives = held.connection.close_reason().is_none();
+        (differs && lives).then(|| held.connection.remote_address().ip())
     }
 
     /// Whether it was the peer's newest session that ended.

@@ -7,11 +7,13 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use daemon::ca::{CaError, CertificateAuthority};
 use daemon::files;
-use daemon::identity::{Identity, IdentityError, Subject, names_of, new_request, validity_of};
+use daemon::identity::{
+    Identity, IdentityError, Subject, certificates_in, names_of, new_request, unix_now, validity_of,
+};
+use daemon::renew::due;
 use scheduler_core::ApiError;
 use scheduler_core::registry::Registry;
 use scheduler_core::store_op::Op;
@@ -19,6 +21,7 @@ use shared::ids::{ClusterId, NodeName, Role};
 use shared::spec::TokenRole;
 use tracing::info;
 
+use crate::authorities::Authorities;
 use crate::config::{Config, split_host_port};
 use crate::rest::fresh_secret;
 use crate::store::{OpenError, SledStore};
@@ -26,8 +29,6 @@ use crate::store::{OpenError, SledStore};
 const CLUSTER_FILE: &str = "cluster-id";
 const ADMIN_TOKEN_FILE: &str = "admin.token";
 const ADMIN_TOKEN: &str = "admin";
-/// Renewed at a start after two thirds of it.
-const CERTIFICATE_LIFETIME: Duration = Duration::from_secs(825 * 24 * 3600);
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StateError {
@@ -86,7 +87,7 @@ impl Paths {
 pub(crate) fn authority(
     config: &Config,
     paths: &Paths,
-) -> Result<CertificateAuthority, StateError> {
+) -> Result<Authorities, StateError> {
     let io = |path: &Path| {
         let path = path.to_owned();
         move |source| StateError::Io { path, source }
@@ -116,23 +117,22 @@ pub(crate) fn authority(
         Err(e) => return Err(io(&paths.cluster)(e)),
     };
     if CertificateAuthority::exists(&pki) {
-        return Ok(CertificateAuthority::load(&pki, &cluster)?);
+        return Ok(Authorities::load(&pki, &cluster)?);
     }
     if !first_start {
         return Err(StateError::NoAuthority { data, pki });
     }
-    let authority = CertificateAuthority::create(&cluster);
-    authority.save(&pki)?;
+    let authority = Authorities::create(&pki, &cluster)?;
     info!(%cluster, pki = %pki.display(), "new cluster");
     Ok(authority)
 }
 
 /// The scheduler's own certificate: the one on disk, or a new one when that is missing, old, of
-/// another cluster or for other names.
+/// another cluster or for other names. And the names that it is for.
 pub(crate) fn identity(
     config: &Config,
-    authority: &CertificateAuthority,
-) -> Result<Identity, StateError> {
+    authority: &Authorities,
+) -> Result<(Identity, Vec<String>), StateError> {
     let host = host_name();
     let subject = Subject {
         cluster: authority.cluster().clone(),
@@ -141,17 +141,26 @@ pub(crate) fn identity(
             .unwrap_or_else(|_| NodeName::parse("scheduler").expect("a fixed valid name")),
     };
     let names = certificate_names(config, &host);
-    if let Ok(held) = Identity::load(&config.pki_dir) {
-        match outdated(&held, &subject, &names) {
-            None => return Ok(held),
+    let bundle = authority.bundle_pem();
+    let lifetime = config.certificate_lifetime();
+    let held = Identity::load(&config.pki_dir).ok();
+    if let Some(held) = &held {
+        match outdated(held, &subject, &names, authority) {
+            None => return Ok((held.clone(), names)),
             Some(reason) => info!(reason, "the scheduler's certificate is renewed"),
         }
     }
-    let request = new_request();
-    let certificate = authority.sign(&request.csr_pem, &subject, &names, CERTIFICATE_LIFETIME)?;
-    let ca = authority.certificate_pem();
-    Identity::save(&config.pki_dir, &certificate, &request.key_pem, ca)?;
-    Ok(Identity::load(&config.pki_dir)?)
+    // With the same key nodes notice at once that their sessions of before are gone.
+    if let Some(request) = held.and_then(|held| held.request_again().ok()) {
+        let issued = authority.sign(&request, &subject, &names, lifetime)?;
+        Identity::save_renewed(&config.pki_dir, &issued.certificate_pem, &bundle)?;
+    } else {
+        let request = new_request();
+        let issued = authority.sign(&request.csr_pem, &subject, &names, lifetime)?;
+        let certificate = &issued.certificate_pem;
+        Identity::save(&config.pki_dir, certificate, &request.key_pem, &bundle)?;
+    }
+    Ok((Identity::load(&config.pki_dir)?, names))
 }
 
 /// The operations that record a first admin token, once its text lies in `data_dir`. None where
@@ -233,17 +242,24 @@ fn certificate_names(config: &Config, host: &str) -> Vec<String> {
 }
 
 /// Why a certificate must be made anew, if it must.
-fn outdated(held: &Identity, subject: &Subject, names: &[String]) -> Option<&'static str> {
-    let certificate = held.chain.first()?;
-    let (Ok((ends, lifetime)), Ok(held_names)) = (validity_of(certificate), names_of(certificate))
-    else {
+fn outdated(
+    held: &Identity,
+    subject: &Subject,
+    names: &[String],
+    authority: &Authorities,
+) -> Option<&'static str> {
+    let certificate = held.certificate();
+    let (Ok(validity), Ok(held_names)) = (validity_of(certificate), names_of(certificate)) else {
         return Some("it is not readable");
     };
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let now = now.map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX));
+    let trusted = certificates_in(authority.bundle_pem().as_bytes());
     if held.subject != *subject {
         Some("it is of another cluster or host")
-    } else if now > ends.saturating_sub(lifetime / 3) {
+    } else if authority.issuer_of(certificate, subject) != Some(authority.signer_sha256())
+        || trusted.is_ok_and(|trusted| trusted != held.authorities)
+    {
+        Some("the authority was rotated")
+    } else if unix_now() > due(validity, 0.0) {
         Some("it is old")
     } else if !names.iter().all(|name| held_names.contains(name)) {
         Some("its names have changed")

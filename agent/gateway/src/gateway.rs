@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use daemon::identity::Identity;
+use daemon::credentials::Credentials;
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use shared::ids::{ClusterId, NodeName, ServedEntityId};
@@ -31,7 +31,7 @@ const DEMANDS: usize = 64;
 /// What a gateway is made of.
 #[derive(Clone, Debug)]
 pub struct Options {
-    pub identity: Identity,
+    pub credentials: Credentials,
     pub run_dir: PathBuf,
     /// Where `/api/` goes: `host:port` of the scheduler's REST API, tried in turn.
     pub scheduler: Vec<String>,
@@ -67,6 +67,7 @@ impl State {
         registry: &mut Registry,
     ) -> Result<(Self, mpsc::Receiver<(ServedEntityId, u32)>), daemon::tls::TlsError> {
         let clock = Clock::start();
+        let subject = options.credentials.identity().subject;
         let drivers = TaskTracker::new();
         let locals = Arc::new(Locals::new(&options.run_dir, drivers.clone()));
         let (demand, demands) = mpsc::channel(DEMANDS);
@@ -78,15 +79,15 @@ impl State {
             hold: options.hold,
         };
         let state = Self {
-            node: options.identity.subject.node.clone(),
-            cluster: options.identity.subject.cluster.clone(),
+            node: subject.node,
+            cluster: subject.cluster,
             clock,
             body_idle: options.body_idle,
             memory: Memory::new(options.body_memory.get()),
             locals,
             lanes: Arc::new(Lanes::new(Arc::new(context))),
-            peers: Peers::new(&options.identity, drivers.clone())?,
-            management: Management::new(&options.identity, options.scheduler.clone(), drivers)?,
+            peers: Peers::new(&options.credentials, drivers.clone())?,
+            management: Management::new(&options.credentials, options.scheduler.clone(), drivers)?,
             metrics: Arc::new(Metrics::register(registry)),
             table: ArcSwapOption::empty(),
             applying: Mutex::new(()),

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use daemon::identity::{Identity, SCHEDULER_NAME};
+use daemon::credentials::Credentials;
+use daemon::identity::SCHEDULER_NAME;
 use daemon::telemetry::Chain;
 use http::header::{HOST, HeaderValue};
 use http::{Request, Response, Uri, Version};
@@ -68,11 +69,11 @@ impl InFlight for Passing {
 
 impl Management {
     pub(crate) fn new(
-        identity: &Identity,
+        credentials: &Credentials,
         addresses: Vec<String>,
         drivers: TaskTracker,
     ) -> Result<Self, daemon::tls::TlsError> {
-        let mut tls = daemon::tls::https_client(&identity.ca)?;
+        let mut tls = daemon::tls::https_client_of(credentials)?;
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Self {
             tls: Arc::new(tls),

@@ -10,8 +10,9 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use daemon::credentials::Credentials;
 use daemon::http::limit_silence;
-use daemon::identity::{Identity, server_name};
+use daemon::identity::server_name;
 use daemon::telemetry::Chain;
 use http::header::{EXPECT, HeaderValue};
 use http::{HeaderMap, Response, StatusCode, Uri};
@@ -74,11 +75,11 @@ enum ConnectError {
 
 impl Peers {
     pub(crate) fn new(
-        identity: &Identity,
+        credentials: &Credentials,
         drivers: TaskTracker,
     ) -> Result<Self, daemon::tls::TlsError> {
         Ok(Self {
-            tls: daemon::tls::mutual_client(identity, &[PEER_ALPN])?,
+            tls: daemon::tls::mutual_client(credentials, &[PEER_ALPN])?,
             drivers,
             pools: Mutex::new(HashMap::new()),
         })

@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
+use daemon::credentials::Credentials;
 use daemon::http::HttpLimits;
 use daemon::identity::Identity;
 use daemon::link::{LinkOptions, default_node_name, link};
+use daemon::renew::Renewal;
 use daemon::tasks::{Tasks, shutdown_signal};
 use daemon::telemetry::Chain;
 use daemon::{admin, files, join, notify, telemetry, tls};
@@ -138,42 +140,49 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         .with_context(|| format!("make the folder {}", config.state_dir.display()))?;
     let scheduler = scheduler_addresses(&config)?;
     let mut registry = Registry::default();
+    let node = identity.subject.node.clone();
+    let credentials = Credentials::new(identity, Some(config.pki_dir.clone()))?;
+    let rest = join::rest_addresses(&config.pki_dir, &config.scheduler)?;
+    let renewal = Renewal::new(credentials.clone(), rest.clone(), &mut registry);
+    renewal.if_expired().await;
     let options = Options {
-        identity: identity.clone(),
+        credentials: credentials.clone(),
         run_dir: config.run_dir.clone(),
-        scheduler: scheduler.clone(),
+        scheduler: rest,
         hold: config.limits.hold(),
         body_idle: config.limits.body_idle(),
         body_memory: config.limits.body_memory,
     };
     let mut gateway = Gateway::new(&options, &mut registry)?;
     load_routes(&gateway, &config);
-    let listeners = listen(&config, &identity).await?;
+    let listeners = listen(&config, &credentials).await?;
     let hello = hello(&gateway, &config, &listeners)?;
 
     let cancel = CancellationToken::new();
     let mut tasks = Tasks::new(cancel.clone());
     tasks.spawn("signals", shutdown_signal(cancel.clone()));
     let (ready, readiness) = admin::readiness("no routes yet");
-    let admin = admin::serve(
-        config.admin_listen,
-        registry,
-        readiness,
-        cancel.child_token(),
-    );
-    tasks.spawn("admin", admin);
     let demands = gateway.take_demands().context("demands are taken once")?;
     info!(
         listen = %listeners.client.local_addr()?, peer_listen = %listeners.peer.local_addr()?,
-        node = %identity.subject.node, "serving"
+        %node, "serving"
     );
-    gateway.spawn(&mut tasks, &identity, listeners, &cancel)?;
+    gateway.spawn(&mut tasks, &credentials, listeners, &cancel)?;
     let link_options = LinkOptions {
         addresses: scheduler,
-        identity,
+        credentials,
         hello,
     };
     let (handle, events, keep_link) = link(link_options, cancel.child_token());
+    let admin = admin::serve_with(
+        config.admin_listen,
+        registry,
+        readiness,
+        vec![renewal.problem(), handle.problem.clone()],
+        cancel.child_token(),
+    );
+    tasks.spawn("admin", admin);
+    tasks.spawn("certificate", renewal.run(cancel.child_token()));
     tasks.spawn("link", keep_link);
     let session = Session::new(Arc::clone(&gateway.state), handle, config.log_dir.clone());
     tasks.spawn(
@@ -230,10 +239,10 @@ fn load_routes(gateway: &Gateway, config: &Config) {
     }
 }
 
-async fn listen(config: &Config, identity: &Identity) -> anyhow::Result<Listeners> {
+async fn listen(config: &Config, credentials: &Credentials) -> anyhow::Result<Listeners> {
     let client_tls = match (&config.tls.certificate, &config.tls.key) {
         (Some(certificate), Some(key)) => tls::https_server_from_pem(certificate, key)?,
-        _ => tls::https_server(identity)?,
+        _ => tls::https_server(credentials)?,
     };
     let bind = async |address, key: &str| {
         TcpListener::bind(address)
@@ -283,6 +292,7 @@ fn hello(gateway: &Gateway, config: &Config, listeners: &Listeners) -> anyhow::R
         highest_epoch: routes.borrow().as_ref().map_or(0, |r| r.epoch.0),
         peer_address: peer_address.clone(),
         client_address: client_address.clone(),
+        ..Hello::default()
     }))
 }
 

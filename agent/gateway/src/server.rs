@@ -5,8 +5,8 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
+use daemon::credentials::Holder;
 use daemon::http::{ConnectionInfo, HttpLimits, serve_tls};
-use daemon::identity::Identity;
 use daemon::tasks::Tasks;
 use hyper::Request;
 use hyper::body::Incoming;
@@ -81,11 +81,11 @@ impl Gateway {
     pub fn spawn(
         &self,
         tasks: &mut Tasks,
-        identity: &Identity,
+        holder: &impl Holder,
         listeners: Listeners,
         cancel: &CancellationToken,
     ) -> Result<(), daemon::tls::TlsError> {
-        let peer_tls = daemon::tls::mutual_server(identity, &[PEER_ALPN])?;
+        let peer_tls = daemon::tls::mutual_server(holder, &[PEER_ALPN])?;
         let state = Arc::clone(&self.state);
         let make_client = move |_: &ConnectionInfo| {
             let state = Arc::clone(&state);

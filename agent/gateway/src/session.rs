@@ -108,7 +108,9 @@ impl Session {
                 self.on_routes(message);
                 true
             }
-            LinkEvent::Frame(ServerBody::Plan(_) | ServerBody::Welcome(_)) => {
+            LinkEvent::Frame(
+                ServerBody::Plan(_) | ServerBody::Welcome(_) | ServerBody::Trust(_),
+            ) => {
                 debug!("frame that is not for gateways ignored");
                 false
             }

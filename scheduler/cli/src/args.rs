@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::commands::{context, deploy, endpoint, events, image, logs, model, node, query, token};
+use crate::commands::{
+    ca, context, deploy, endpoint, events, image, logs, model, node, query, token,
+};
 use crate::{load, up};
 
 const EXIT_CODES: &str = "\
@@ -119,12 +121,15 @@ pub(crate) enum Command {
     /// Runtimes' images: import, list, delete.
     #[command(subcommand)]
     Image(image::ImageCommand),
-    /// Nodes: list, describe, token, revoke.
+    /// Nodes: list, describe, token, revoke, remove.
     #[command(subcommand)]
     Node(node::NodeCommand),
     /// Tokens of people and programs: create, list, revoke.
     #[command(subcommand)]
     Token(token::TokenCommand),
+    /// The authority that signs the cluster's certificates: status, rotate, finish.
+    #[command(subcommand)]
+    Ca(ca::CaCommand),
     /// Which servers this program knows.
     #[command(subcommand)]
     Context(context::ContextCommand),

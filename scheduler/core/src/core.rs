@@ -248,6 +248,36 @@ impl Core {
         self.node_description(name)
     }
 
+    /// Something is wrong with a node's identity: `stokehold node list` shows it.
+    pub fn note_problem(&mut self, node: &NodeName, problem: String, now: MonoTime) {
+        if let Some(node) = self.nodes.get_mut(node) {
+            node.problem = Some((now, problem));
+        }
+    }
+
+    /// Forgets a node; see [`Registry::remove_node`].
+    pub fn remove_node<R: Rng>(
+        &mut self,
+        name: &NodeName,
+        ctx: &mut Ctx<'_, R>,
+    ) -> Result<Effects, ApiError> {
+        if self.nodes.get(name).is_some_and(|node| !node.replicas.is_empty()) {
+            return Err(ApiError::conflict(format!(
+                "replicas on node {name} have not been given up yet: try again in a minute"
+            )));
+        }
+        let writes = self.registry.remove_node(name, ctx.unix_ms / 1000)?;
+        if self.nodes.remove(name).is_some() {
+            self.unwritten.gateways.insert(name.clone());
+        }
+        let mut effects = Effects {
+            writes,
+            ..Effects::default()
+        };
+        effects.merge(self.pass(ctx));
+        Ok(effects)
+    }
+
     /// Where an endpoint's replicas are, those that ended lately too, newest first. Without
     /// `entity` those of all its entities.
     pub fn replica_location(

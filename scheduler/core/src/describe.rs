@@ -15,6 +15,8 @@ use crate::events::Filter;
 use crate::node::{Contact, Node};
 use crate::replica::{Replica, Stage};
 
+/// For how long a problem with a node's identity is shown after it was last seen.
+const PROBLEM_SHOWN: Duration = Duration::from_secs(120);
 /// Agents report each second; a node that missed this much is shown as silent.
 const SILENT_AFTER: Duration = Duration::from_secs(5);
 /// Events that a description ends with.
@@ -167,7 +169,15 @@ impl Core {
             gpus_absent: known.and_then(|capacity| capacity.gpus_absent.clone()),
             replicas: u32::try_from(here().count()).unwrap_or(u32::MAX),
             gateway: address.cloned(),
+            problem: self.problem_of(node),
         }
+    }
+
+    /// Shown for a while after it was last seen: whoever causes it tries again every few seconds.
+    fn problem_of(&self, node: &Node) -> Option<String> {
+        let (at, problem) = node.problem.as_ref()?;
+        let recent = self.now.saturating_since(*at) <= PROBLEM_SHOWN;
+        recent.then(|| problem.clone())
     }
 
     fn replica_info(&self, replica: &Replica) -> ReplicaInfo {

@@ -57,6 +57,11 @@ impl ApiError {
         Self::new(413, "INVALID_PARAMETER_VALUE", message)
     }
 
+    /// Asked again too soon.
+    pub fn too_many(message: impl Into<String>) -> Self {
+        Self::new(429, "REQUEST_LIMIT_EXCEEDED", message)
+    }
+
     pub fn unavailable(message: impl Into<String>) -> Self {
         Self::new(503, "TEMPORARILY_UNAVAILABLE", message)
     }

@@ -23,6 +23,8 @@ pub(crate) struct Node {
     /// Silent past its lease: its replicas are replaced elsewhere.
     pub lost: bool,
     pub revoked: bool,
+    /// What is wrong with its identity, and since when it was last seen.
+    pub problem: Option<(MonoTime, String)>,
     /// Of the last report.
     pub capacity: NodeCapacity,
     pub sample: NodeSample,
@@ -70,6 +72,7 @@ impl Node {
             reported: false,
             lost: false,
             revoked: false,
+            problem: None,
             capacity: NodeCapacity::default(),
             sample: NodeSample::default(),
             images: BTreeSet::new(),

@@ -17,6 +17,7 @@
 //! | `joinToken/ID` | [`JoinTokenRecord`] |
 //! | `token/ID` | [`TokenRecord`] |
 
+mod certificates;
 mod images;
 mod join_tokens;
 mod models;
@@ -33,6 +34,9 @@ use shared::manifest::ManifestId;
 
 use crate::store_op::{Entries, RestoreError};
 
+pub use certificates::{
+    CertificateRecord, RenewalAttempt, RenewalRefusal, RotationStage, SessionRefusal, Shown,
+};
 pub use images::ImageRecord;
 pub use join_tokens::{JoinRefusal, JoinTokenRecord, NewJoinToken, Redemption};
 pub use models::{ModelContents, ModelVersion};

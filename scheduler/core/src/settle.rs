@@ -47,6 +47,10 @@ impl Core {
         let lease = self.settings.lease;
         for (name, node) in &mut self.nodes {
             let revoked = self.registry.is_revoked(name);
+            if !revoked && node.revoked {
+                // The name was given out again.
+                node.revoked = false;
+            }
             if revoked && !node.revoked {
                 node.revoked = true;
                 for (up, role) in [
@@ -263,6 +267,8 @@ impl Core {
         }
         for name in unwritten.gateways {
             let Some(node) = self.nodes.get(&name) else {
+                let key = gateway_key(&name);
+                writes.push(Op::Delete { key });
                 continue;
             };
             let record = GatewayRecord {

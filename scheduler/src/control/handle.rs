@@ -1,9 +1,12 @@
 //! How everyone else reaches the control task.
 
+use std::net::IpAddr;
+
 use quinn::Connection;
+use scheduler_core::registry::{SessionRefusal, Shown};
 use scheduler_core::{Core, Effects, Event};
 use shared::ids::{Epoch, NodeName};
-use shared::wire::Peer;
+use shared::wire::{Peer, close};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::Context;
@@ -21,6 +24,10 @@ pub struct Stopping;
 pub struct Newcomer {
     pub peer: Peer,
     pub connection: Connection,
+    /// What its certificate shows, and whom it trusts.
+    pub shown: Shown,
+    /// The boot id of its machine; empty where it tells none.
+    pub boot: String,
     /// A gateway's addresses for other gateways and for clients.
     pub peer_address: String,
     pub client_address: String,
@@ -32,9 +39,29 @@ pub struct Admitted {
     pub outgoing: watch::Receiver<Outgoing>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("this node was revoked")]
-pub struct Revoked;
+/// Why a peer with a valid certificate gets no session.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    #[error(transparent)]
+    Certificate(#[from] SessionRefusal),
+    #[error(
+        "another machine, at {other}, has a session with the identity of {peer}: the identity was \
+         copied, as with the disk of a virtual machine. Each machine needs its own: on the copy \
+         delete its pki folder and join it under another name (`--node NAME`)"
+    )]
+    Copied { peer: Peer, other: IpAddr },
+}
+
+impl Refused {
+    /// Of `shared::wire::close`.
+    pub fn code(&self) -> u32 {
+        match self {
+            Self::Certificate(SessionRefusal::Revoked { .. }) => close::REVOKED,
+            Self::Certificate(SessionRefusal::OtherKey { .. }) => close::OTHER_KEY,
+            Self::Copied { .. } => close::COPIED,
+        }
+    }
+}
 
 pub(super) type Decide = Box<dyn FnOnce(&mut Core, &mut Context<'_>) -> (Effects, Answer) + Send>;
 /// Hands a result to its asker, once the round is committed.
@@ -44,7 +71,7 @@ pub(super) enum Command {
     Tick,
     Decide(Decide),
     Event(Box<Event>),
-    Arrived(Box<Newcomer>, oneshot::Sender<Result<Admitted, Revoked>>),
+    Arrived(Box<Newcomer>, oneshot::Sender<Result<Admitted, Refused>>),
     Left(Peer, SessionId),
     Gateway(NodeName, oneshot::Sender<Option<Connection>>),
     EpochSeen(Epoch),
@@ -96,7 +123,7 @@ impl Handle {
         self.send(Command::Event(Box::new(event))).await
     }
 
-    pub async fn arrived(&self, newcomer: Newcomer) -> Result<Result<Admitted, Revoked>, Stopping> {
+    pub async fn arrived(&self, newcomer: Newcomer) -> Result<Result<Admitted, Refused>, Stopping> {
         let (send, receive) = oneshot::channel();
         self.send(Command::Arrived(Box::new(newcomer), send))
             .await?;

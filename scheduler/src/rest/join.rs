@@ -16,9 +16,6 @@ use super::Api;
 use super::body::{self, Json};
 use super::error::Refusal;
 
-/// A node's certificate cannot be renewed without joining again, so it lasts; a node that must go
-/// is revoked by name.
-const LIFETIME: Duration = Duration::from_secs(5 * 365 * 24 * 3600);
 const MAX_NAMES: usize = 16;
 /// A certificate request is a kilobyte.
 const MAX_BODY_BYTES: usize = 64 << 10;
@@ -51,10 +48,11 @@ pub(super) async fn join(
     // Signed before the token is redeemed, so that a request that cannot be signed does not use the
     // token up; handed out only once the redemption is on disk.
     let key_hash = ca::request_key_hash(&request.csr_pem).map_err(unsignable)?;
-    let certificate_pem = api
+    let issued = api
         .ca
-        .sign(&request.csr_pem, &subject, names, LIFETIME)
+        .sign(&request.csr_pem, &subject, names, api.lifetime)
         .map_err(unsignable)?;
+    let until_unix = issued.until_unix;
     let described = format!("{request:?}");
     let redeemed = api.control.decide(move |core, ctx| {
         let attempt = Redemption {
@@ -63,6 +61,7 @@ pub(super) async fn join(
             role: request.role,
             node: &request.node,
             key_hash: &key_hash,
+            until_unix,
         };
         match core.registry.redeem(&attempt, ctx.unix_ms / 1000) {
             Ok(writes) => {
@@ -87,13 +86,14 @@ pub(super) async fn join(
     info!(role = %subject.role, node = %subject.node, "node joined");
     Ok(Json(JoinReply {
         cluster: subject.cluster,
-        certificate_pem,
-        ca_pem: api.ca.certificate_pem().to_owned(),
+        certificate_pem: issued.certificate_pem,
+        ca_pem: api.ca.bundle_pem(),
         scheduler: api.quic_addresses.clone(),
+        rest: api.http_addresses.clone(),
     }))
 }
 
-fn unsignable(error: CaError) -> Refusal {
+pub(super) fn unsignable(error: CaError) -> Refusal {
     let field = match error {
         CaError::Name { .. } => "names",
         CaError::Request(_) | CaError::Io { .. } | CaError::Invalid { .. } => "csr_pem",
@@ -111,7 +111,8 @@ fn refused(refusal: &JoinRefusal) -> Refusal {
         | JoinRefusal::WrongRole { .. }
         | JoinRefusal::WrongNode { .. }
         | JoinRefusal::Used { .. }
-        | JoinRefusal::Revoked { .. } => ApiError::forbidden(message),
+        | JoinRefusal::Revoked { .. }
+        | JoinRefusal::Taken { .. } => ApiError::forbidden(message),
         JoinRefusal::TooLarge { .. } => ApiError::too_large(message),
     })
 }

@@ -7,6 +7,7 @@
 
 mod auth;
 mod body;
+mod ca;
 mod endpoints;
 mod error;
 mod events;
@@ -15,12 +16,14 @@ mod join;
 mod logs;
 mod models;
 mod nodes;
+mod renew;
 mod serving;
 mod shape;
 mod tokens;
 mod unread;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Request, State};
@@ -28,14 +31,14 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, he
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, patch, post, put};
-use daemon::ca::CertificateAuthority;
 use scheduler_core::ApiError;
 use serde_json::json;
-use shared::api;
+use shared::api::{self, certificates};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+use crate::authorities::Authorities;
 use crate::chunks::Chunks;
 use crate::control::{Clock, Handle};
 use auth::{Caller, Query};
@@ -53,7 +56,9 @@ pub struct Api(Arc<Parts>);
 pub struct Parts {
     pub control: Handle,
     pub chunks: Chunks,
-    pub ca: CertificateAuthority,
+    pub ca: Authorities,
+    /// Of the certificates that are given out.
+    pub lifetime: Duration,
     /// `host:port` of this API, and of the QUIC listener, as nodes reach them.
     pub http_addresses: Vec<String>,
     pub quic_addresses: Vec<String>,
@@ -91,6 +96,7 @@ pub fn router(api: Api) -> Router {
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .layer(middleware::from_fn(unread::drained))
+        .layer(middleware::from_fn_with_state(api.clone(), with_bundle_id))
         .layer(middleware::from_fn(with_request_id))
         .with_state(api)
 }
@@ -136,6 +142,11 @@ fn databricks() -> Router<Api> {
 fn stokehold() -> Router<Api> {
     Router::new()
         .route("/join", post(join::join))
+        .route("/renew", post(renew::renew))
+        .route("/ca", get(ca::status))
+        .route("/ca/bundle", get(ca::bundle))
+        .route("/ca/rotate", post(ca::rotate))
+        .route("/ca/finish", post(ca::finish))
         .route("/version", get(version))
         .route("/whoami", get(whoami))
         .route("/events", get(events::list))
@@ -158,7 +169,10 @@ fn stokehold() -> Router<Api> {
                 .delete(images::delete),
         )
         .route("/nodes", get(nodes::list))
-        .route("/nodes/{name}", get(nodes::describe))
+        .route(
+            "/nodes/{name}",
+            get(nodes::describe).delete(nodes::remove),
+        )
         .route("/nodes/{name}/revoke", post(nodes::revoke))
         .route(
             "/node-tokens",
@@ -197,6 +211,17 @@ async fn no_method(method: Method, uri: Uri) -> Response {
     let error = ApiError::no_route(format!("there is no {method} {}", uri.path()));
     let mut response = Refusal(error).into_response();
     *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+    response
+}
+
+/// Says which authorities are trusted now, so that whoever keeps a copy knows when it is old.
+async fn with_bundle_id(State(api): State<Api>, request: Request, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    let all = api.ca.list().into_iter().map(|it| it.sha256);
+    if let Ok(id) = HeaderValue::from_str(&certificates::bundle_id(all)) {
+        let name = HeaderName::from_static(certificates::BUNDLE_HEADER);
+        response.headers_mut().insert(name, id);
+    }
     response
 }
 

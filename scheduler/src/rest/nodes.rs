@@ -1,6 +1,7 @@
 //! Nodes and the tokens with which they join.
 
 use axum::extract::State;
+use scheduler_core::Effects;
 use scheduler_core::events::recorded as told;
 use scheduler_core::registry::{JoinTokenRecord, NewJoinToken};
 use serde_json::{Value, json};
@@ -59,6 +60,20 @@ pub(super) async fn revoke(
     Ok(Json(json!({})))
 }
 
+/// Forgets a revoked node whose certificates have expired: its name is free again.
+pub(super) async fn remove(
+    _: Caller<Admin>,
+    State(api): State<Api>,
+    Named(name): Named<NodeName>,
+) -> Result<Json<Value>, Refusal> {
+    let removed = api.control.decide(move |core, ctx| match core.remove_node(&name, ctx) {
+        Ok(effects) => (Ok(()), effects),
+        Err(error) => (Err(error), Effects::default()),
+    });
+    removed.await??;
+    Ok(Json(json!({})))
+}
+
 pub(super) async fn list_tokens(
     _: Caller<Admin>,
     State(api): State<Api>,
@@ -80,7 +95,8 @@ pub(super) async fn create_token(
         roles: input.roles,
         lifetime_s: input.lifetime_seconds,
         addresses: api.http_addresses.clone(),
-        ca_sha256: api.ca.sha256_hex(),
+        ca_sha256: api.ca.signer_sha256(),
+        replace: input.replace,
     };
     let secret = fresh_secret();
     let token = api.control.decide(move |core, ctx| {

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use shared::api::NodeTokenCreated;
 use shared::ids::{Epoch, NodeName, Role};
 use shared::token::JoinToken;
-use shared::wire::{ClientBody, ClientFrame, Hello, ServerFrame};
+use shared::wire::{ClientBody, ClientFrame, Hello, ServerBody, ServerFrame};
 use tokio_util::sync::CancellationToken;
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -51,7 +51,7 @@ impl Cluster {
         let token = config.data_dir.join("admin.token");
         let admin = std::fs::read_to_string(token).expect("an admin token");
         let identity = Identity::load(&config.pki_dir).expect("an identity");
-        let client = client_of(&identity.ca);
+        let client = client_of(&identity.authorities);
         Self {
             http: running.http,
             quic: running.quic,
@@ -176,15 +176,21 @@ pub(crate) struct Session {
 }
 
 impl Session {
+    /// The next frame that is not about authorities: those come whenever they change.
     pub(crate) async fn next(&mut self) -> Result<ServerFrame, String> {
-        let frame = quic::read_frame::<ServerFrame>(&mut self.receive);
-        match tokio::time::timeout(PATIENCE, frame)
-            .await
-            .expect("in time")
-        {
-            Ok(Some(frame)) => Ok(frame),
-            Ok(None) => Err("the stream ended".to_owned()),
-            Err(error) => Err(error.to_string()),
+        loop {
+            let frame = quic::read_frame::<ServerFrame>(&mut self.receive);
+            match tokio::time::timeout(PATIENCE, frame)
+                .await
+                .expect("in time")
+            {
+                Ok(Some(ServerFrame {
+                    body: Some(ServerBody::Trust(_)),
+                })) => {}
+                Ok(Some(frame)) => return Ok(frame),
+                Ok(None) => return Err("the stream ended".to_owned()),
+                Err(error) => return Err(error.to_string()),
+            }
         }
     }
 
@@ -232,9 +238,11 @@ pub(crate) fn config_in(folder: &Path) -> Config {
     }
 }
 
-/// A client that trusts one CA.
-pub(crate) fn client_of(ca: &rustls::pki_types::CertificateDer<'static>) -> reqwest::Client {
-    let tls = daemon::tls::https_client(ca).expect("a CA");
+/// A client that trusts these authorities and nothing else.
+pub(crate) fn client_of(
+    authorities: &[rustls::pki_types::CertificateDer<'static>],
+) -> reqwest::Client {
+    let tls = daemon::tls::https_client(authorities).expect("a CA");
     reqwest::Client::builder()
         .tls_backend_preconfigured(tls)
         .no_proxy()

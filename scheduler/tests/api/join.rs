@@ -3,6 +3,7 @@ use std::time::Duration;
 use daemon::ca::CertificateAuthority;
 use daemon::identity::{Identity, Subject, new_request};
 use daemon::join::{JoinError, join};
+use daemon::scheduler_call::CallError;
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 use shared::ids::{ClusterId, NodeName, Role};
@@ -23,7 +24,7 @@ async fn refusal(cluster: &Cluster, token: &JoinToken, role: Role, node: &str) -
 
 fn code(error: JoinError) -> String {
     match error {
-        JoinError::Refused { code, .. } => code,
+        JoinError::Call(CallError::Refused { code, .. }) => code,
         other => panic!("refused otherwise: {other}"),
     }
 }
@@ -59,7 +60,7 @@ async fn a_wrong_token_admits_nobody() {
     let mut pinned = token.clone();
     pinned.ca_sha256 = "0".repeat(64);
     let other = refusal(&cluster, &pinned, Role::Agent, "n1").await;
-    assert!(matches!(other, JoinError::OtherAuthority { .. }), "{other}");
+    assert!(matches!(other, JoinError::Call(CallError::OtherAuthority { .. })), "{other}");
     let path = format!("/api/stokehold/v1/node-tokens/{}", token.id);
     cluster.done(Method::DELETE, &path, None).await;
     let deleted = refusal(&cluster, &token, Role::Agent, "n1").await;
@@ -75,7 +76,7 @@ async fn an_expired_token_says_so() {
         // A role that the token never admits tells whether it has expired and does not use it up.
         let refused = refusal(&cluster, &token, Role::Scheduler, "n1").await;
         match refused {
-            JoinError::Refused { message, .. } if message.contains("expired") => break message,
+            JoinError::Call(CallError::Refused { message, .. }) if message.contains("expired") => break message,
             _ => tokio::time::sleep(Duration::from_millis(100)).await,
         }
     };
@@ -136,7 +137,7 @@ async fn an_operators_certificate_serves_people_and_does_not_keep_nodes_out() {
         config.tls.key = Some(key);
     })
     .await;
-    let client = client_of(operator.certificate());
+    let client = client_of(std::slice::from_ref(operator.certificate()));
     let url = format!("https://localhost:{}/healthz", cluster.http.port());
     let answer = client
         .get(url)

@@ -1,6 +1,7 @@
 //! A real scheduler in this process, on free ports, spoken to as nodes and people do.
 
 mod auth;
+mod certificates;
 mod cluster;
 mod events;
 mod join;

@@ -111,7 +111,7 @@ async fn run(
                 Some(ServerBody::Routes(routes)) => {
                     seen.routes = Some(Routes::try_from(routes).expect("valid routes"));
                 }
-                Some(ServerBody::Welcome(_)) | None => {}
+                Some(ServerBody::Welcome(_) | ServerBody::Trust(_)) | None => {}
             }
         }
     };

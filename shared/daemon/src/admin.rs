@@ -31,11 +31,25 @@ pub fn readiness(why_not_yet: &str) -> (watch::Sender<Result<(), String>>, Readi
     watch::channel(Err(why_not_yet.to_owned()))
 }
 
+/// Something that is wrong although the daemon may do its work, and how to mend it.
+pub type Remark = watch::Receiver<Option<String>>;
+
 /// Serves until cancelled. `None` listens nowhere.
 pub async fn serve(
     listen: Option<SocketAddr>,
     registry: Registry,
     ready: Readiness,
+    cancel: CancellationToken,
+) -> anyhow::Result<()> {
+    serve_with(listen, registry, ready, Vec::new(), cancel).await
+}
+
+/// The same, with remarks that `/readyz` shows below its answer.
+pub async fn serve_with(
+    listen: Option<SocketAddr>,
+    registry: Registry,
+    ready: Readiness,
+    remarks: Vec<Remark>,
     cancel: CancellationToken,
 ) -> anyhow::Result<()> {
     let Some(listen) = listen else {
@@ -49,7 +63,7 @@ pub async fn serve(
         .await
         .with_context(|| format!("listen on {listen} for metrics (admin_listen)"))?;
     info!(listen = %listener.local_addr()?, "serving metrics and health");
-    let registry = Arc::new(registry);
+    let (registry, remarks) = (Arc::new(registry), Arc::new(remarks));
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
@@ -70,8 +84,9 @@ pub async fn serve(
             continue;
         };
         let (registry, ready) = (Arc::clone(&registry), ready.clone());
+        let remarks = Arc::clone(&remarks);
         let service = hyper::service::service_fn(move |request: Request<Incoming>| {
-            let response = answer(&request, &registry, &ready);
+            let response = answer(&request, &registry, &ready, &remarks);
             async move { Ok::<_, Infallible>(response) }
         });
         connections.spawn(async move {
@@ -92,19 +107,29 @@ fn answer(
     request: &Request<Incoming>,
     registry: &Registry,
     ready: &Readiness,
+    remarks: &[Remark],
 ) -> Response<Full<Bytes>> {
     if request.method() != Method::GET && request.method() != Method::HEAD {
         return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
     }
     match request.uri().path() {
         "/healthz" => text(StatusCode::OK, "ok\n"),
-        "/readyz" => match &*ready.borrow() {
-            Ok(()) => text(StatusCode::OK, "ready\n"),
-            Err(why) => text(
-                StatusCode::SERVICE_UNAVAILABLE,
-                &format!("not ready: {why}\n"),
-            ),
-        },
+        "/readyz" => {
+            let (status, mut body) = match &*ready.borrow() {
+                Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
+                Err(why) => {
+                    let body = format!("not ready: {why}\n");
+                    (StatusCode::SERVICE_UNAVAILABLE, body)
+                }
+            };
+            for remark in remarks {
+                if let Some(remark) = &*remark.borrow() {
+                    body.push_str(remark);
+                    body.push('\n');
+                }
+            }
+            text(status, &body)
+        }
         "/metrics" => {
             let mut body = String::new();
             match prometheus_client::encoding::text::encode(&mut body, registry) {

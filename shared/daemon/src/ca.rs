@@ -7,7 +7,7 @@ use std::time::Duration;
 use rcgen::{
     BasicConstraints, Certificate, CertificateParams, CertificateSigningRequestParams,
     DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    SanType,
+    SanType, SerialNumber,
 };
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -16,13 +16,14 @@ use shared::ids::ClusterId;
 use time::OffsetDateTime;
 
 use crate::files;
-use crate::identity::{INTERNAL_DOMAIN, Subject, server_name};
+use crate::identity::{INTERNAL_DOMAIN, Subject, server_name, to_pem};
 
 const CERTIFICATE: &str = "ca.pem";
 const KEY: &str = "ca-key.pem";
 const LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
-/// Clocks of a fleet differ; a certificate is valid a little before it was made.
-const BACKDATE: Duration = Duration::from_secs(3600);
+/// Clocks of a fleet differ, by an hour where somebody took summer time for universal time: a
+/// certificate is valid that long before it was made, and some more.
+pub const BACKDATE: Duration = Duration::from_secs(2 * 3600);
 
 pub struct CertificateAuthority {
     cluster: ClusterId,
@@ -51,10 +52,7 @@ pub enum CaError {
 impl CertificateAuthority {
     pub fn create(cluster: &ClusterId) -> Self {
         let key = KeyPair::generate().expect("the system's random generator works");
-        let mut params = CertificateParams::default();
-        params.distinguished_name = named(&format!("Stokehold cluster {cluster}"));
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let mut params = authority_params(cluster);
         set_validity(&mut params, LIFETIME);
         let certificate = params
             .self_signed(&key)
@@ -84,17 +82,22 @@ impl CertificateAuthority {
             problem,
         };
         let (certificate_pem, key_pem) = (read(CERTIFICATE)?, read(KEY)?);
-        let key = KeyPair::from_pem(&key_pem).map_err(|e| invalid(e.to_string()))?;
+        Self::from_pem(&certificate_pem, &key_pem, cluster).map_err(invalid)
+    }
+
+    /// From the first certificate of a PEM text, and its key.
+    pub fn from_pem(certificate: &str, key: &str, cluster: &ClusterId) -> Result<Self, String> {
+        let pair = KeyPair::from_pem(key).map_err(|e| e.to_string())?;
+        let certificate = CertificateDer::from_pem_slice(certificate.as_bytes())
+            .map_err(|e| e.to_string())?;
         let issuer =
-            Issuer::from_ca_cert_pem(&certificate_pem, key).map_err(|e| invalid(e.to_string()))?;
-        let certificate = CertificateDer::from_pem_slice(certificate_pem.as_bytes())
-            .map_err(|e| invalid(e.to_string()))?;
+            Issuer::from_ca_cert_der(&certificate, pair).map_err(|e| e.to_string())?;
         Ok(Self {
             cluster: cluster.clone(),
             issuer,
+            certificate_pem: to_pem([&certificate]),
             certificate,
-            certificate_pem,
-            key_pem,
+            key_pem: key.to_owned(),
         })
     }
 
@@ -103,18 +106,37 @@ impl CertificateAuthority {
     }
 
     pub fn save(&self, folder: &Path) -> Result<(), CaError> {
+        self.save_with(folder, "")
+    }
+
+    /// The same, with other trusted authorities (PEM) after this one.
+    pub fn save_with(&self, folder: &Path, others_pem: &str) -> Result<(), CaError> {
         let io = |source| CaError::Io {
             folder: folder.display().to_string(),
             source,
         };
+        let bundle = format!("{}{others_pem}", self.certificate_pem);
         files::private_dir(folder, 0o700).map_err(io)?;
         files::write_atomic(&folder.join(KEY), self.key_pem.as_bytes(), 0o600).map_err(io)?;
-        files::write_atomic(
-            &folder.join(CERTIFICATE),
-            self.certificate_pem.as_bytes(),
-            0o644,
-        )
-        .map_err(io)
+        files::write_atomic(&folder.join(CERTIFICATE), bundle.as_bytes(), 0o644).map_err(io)
+    }
+
+    /// This authority's certificate as `older` signs it: whoever trusts only the older one accepts
+    /// with it what this one signed. Both have the same name, so it lengthens no path (RFC 5280,
+    /// 4.2.1.9).
+    pub fn cross_signed_by(&self, older: &Self) -> Result<String, CaError> {
+        let mut params = authority_params(&self.cluster);
+        set_validity(&mut params, LIFETIME);
+        params.use_authority_key_identifier_extension = true;
+        let signed = params
+            .signed_by(self.issuer.key(), &older.issuer)
+            .map_err(|e| CaError::Request(e.to_string()))?;
+        Ok(signed.pem())
+    }
+
+    /// To be kept as secret as the authority itself.
+    pub fn key_pem(&self) -> &str {
+        &self.key_pem
     }
 
     pub fn cluster(&self) -> &ClusterId {
@@ -164,21 +186,32 @@ impl CertificateAuthority {
 
 /// SHA-256 of a certificate, hex.
 pub fn hex_of(certificate: &CertificateDer<'_>) -> String {
-    Sha256::digest(certificate.as_ref())
-        .iter()
-        .map(|b| format!("{b:02x}"))
-        .collect()
+    sha256_hex(certificate)
 }
+
+pub(crate) fn sha256_hex(bytes: &[u8]) -> String {
+    let hash = Sha256::digest(bytes);
+    hash.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// All authorities that a cluster ever has bear the same name; their keys tell them apart.
+fn authority_params(cluster: &ClusterId) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = named(&format!("{AUTHORITY_NAME}{cluster}"));
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params
+}
+
+/// Before the cluster's id in an authority's common name.
+pub const AUTHORITY_NAME: &str = "Stokehold cluster ";
 
 /// SHA-256 of a request's public key, hex: tells a repeated request from a new one.
 pub fn request_key_hash(csr_pem: &str) -> Result<String, CaError> {
     let request = CertificateSigningRequestParams::from_pem(csr_pem)
         .map_err(|e| CaError::Request(e.to_string()))?;
     let key = rcgen::PublicKeyData::subject_public_key_info(&request.public_key);
-    Ok(Sha256::digest(key)
-        .iter()
-        .map(|b| format!("{b:02x}"))
-        .collect())
+    Ok(sha256_hex(&key))
 }
 
 fn named(common_name: &str) -> DistinguishedName {
@@ -188,6 +221,10 @@ fn named(common_name: &str) -> DistinguishedName {
 }
 
 fn set_validity(params: &mut CertificateParams, lifetime: Duration) {
+    let mut serial: [u8; 16] = rand::random();
+    // A positive number; a renewed certificate must have another one.
+    serial[0] &= 0x7f;
+    params.serial_number = Some(SerialNumber::from_slice(&serial));
     let now = OffsetDateTime::now_utc();
     params.not_before = now - BACKDATE;
     params.not_after = now + lifetime;
@@ -235,7 +272,7 @@ fn alternative_names(subject: &Subject, names: &[String]) -> Result<Vec<SanType>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identity::{new_request, subject_of};
+    use crate::identity::{key_hash_of, new_request, subject_of, validity_of};
     use shared::ids::{NodeName, Role};
 
     fn subject() -> Subject {
@@ -256,6 +293,19 @@ mod tests {
             .expect("signed");
         let der = CertificateDer::from_pem_slice(pem.as_bytes()).expect("PEM");
         assert_eq!(subject_of(&der).expect("subject"), subject());
+    }
+
+    #[test]
+    fn a_certificate_and_its_request_have_the_same_key_hash_and_it_begins_two_hours_ago() {
+        let ca = CertificateAuthority::create(&ClusterId::from_bits(7));
+        let request = new_request();
+        let day = Duration::from_secs(86_400);
+        let pem = ca.sign(&request.csr_pem, &subject(), &[], day);
+        let der = CertificateDer::from_pem_slice(pem.expect("signed").as_bytes()).expect("PEM");
+        let requested = request_key_hash(&request.csr_pem).expect("a request");
+        assert_eq!(key_hash_of(&der).expect("a key"), requested);
+        let validity = validity_of(&der).expect("valid");
+        assert_eq!(validity.not_after - validity.not_before, 86_400 + 7_200);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use base64::Engine as _;
 use rcgen::{CertificateParams, KeyPair};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -52,14 +53,16 @@ pub const SCHEDULER_NAME: &str = "scheduler.stokehold.internal";
 /// No certificate carries a name below it that its holder could choose.
 pub const INTERNAL_DOMAIN: &str = ".stokehold.internal";
 
-/// A certificate with its key and the CA that signed it.
+/// A certificate with its key and the authorities that are trusted with it.
 #[derive(Clone, Debug)]
 pub struct Identity {
     pub subject: Subject,
-    /// The certificate, then the CA's, so that a joining node can compare the CA with its token.
+    /// The certificate, what links its authority to an older one, then the authorities, so that a
+    /// joining node can compare them with its token.
     pub chain: Vec<CertificateDer<'static>>,
     pub key: Arc<PrivateKeyDer<'static>>,
-    pub ca: CertificateDer<'static>,
+    /// One, or two while one takes over from the other. Never empty.
+    pub authorities: Vec<CertificateDer<'static>>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -100,55 +103,104 @@ impl Identity {
         let certificates = |name: &str| {
             let path = folder.join(name);
             let pem = read(&path)?;
-            CertificateDer::pem_slice_iter(&pem)
-                .collect::<Result<Vec<_>, _>>()
-                .map_err(|e| IdentityError::Pem {
-                    path: path.clone(),
-                    problem: e.to_string(),
-                })
-                .and_then(|found| match found.first() {
-                    Some(_) => Ok(found),
-                    None => Err(IdentityError::Pem {
-                        path,
-                        problem: "no certificate".into(),
-                    }),
-                })
+            certificates_in(&pem).map_err(|problem| IdentityError::Pem { path, problem })
         };
-        let mut chain = certificates(CERTIFICATE)?;
-        let ca = certificates(CA)?.remove(0);
+        let issued = certificates(CERTIFICATE)?;
+        let authorities = certificates(CA)?;
         let key_path = folder.join(KEY);
         let key =
             PrivateKeyDer::from_pem_slice(&read(&key_path)?).map_err(|e| IdentityError::Pem {
                 path: key_path,
                 problem: e.to_string(),
             })?;
-        let subject = subject_of(&chain[0])?;
-        if !chain.contains(&ca) {
-            chain.push(ca.clone());
+        Self::of(issued, authorities, Arc::new(key))
+    }
+
+    /// From a certificate (with what follows it), the trusted authorities, and the key.
+    pub fn of(
+        issued: Vec<CertificateDer<'static>>,
+        authorities: Vec<CertificateDer<'static>>,
+        key: Arc<PrivateKeyDer<'static>>,
+    ) -> Result<Self, IdentityError> {
+        let mut chain = issued;
+        let leaf = chain.first();
+        let subject = subject_of(leaf.ok_or(IdentityError::NoSubject)?)?;
+        for authority in &authorities {
+            if !chain.contains(authority) {
+                chain.push(authority.clone());
+            }
         }
         Ok(Self {
             subject,
             chain,
-            key: Arc::new(key),
-            ca,
+            key,
+            authorities,
         })
+    }
+
+    pub fn certificate(&self) -> &CertificateDer<'static> {
+        // Made from at least one.
+        &self.chain[0]
+    }
+
+    /// The request that has the same key certified again.
+    pub fn request_again(&self) -> Result<String, String> {
+        let key = KeyPair::try_from(self.key.as_ref()).map_err(|e| e.to_string())?;
+        request_of(&key).map_err(|e| e.to_string())
+    }
+
+    /// Replaces the certificate and the trusted authorities; the key stays. Each file is whole at
+    /// any moment, and whichever of the two is the old one, they fit together.
+    pub fn save_renewed(folder: &Path, cert: &str, ca: &str) -> Result<(), IdentityError> {
+        Self::save_authorities(folder, ca)?;
+        write(folder, CERTIFICATE, cert, 0o644)
+    }
+
+    pub fn save_authorities(folder: &Path, ca: &str) -> Result<(), IdentityError> {
+        write(folder, CA, ca, 0o644)
     }
 
     /// Writes the three files; the key is readable by its owner only.
     pub fn save(folder: &Path, cert: &str, key: &str, ca: &str) -> Result<(), IdentityError> {
-        let write = |name: &str, text: &str, mode| {
-            let path = folder.join(name);
-            files::write_atomic(&path, text.as_bytes(), mode)
-                .map_err(|source| IdentityError::Write { path, source })
-        };
         files::private_dir(folder, 0o700).map_err(|source| IdentityError::Write {
             path: folder.to_owned(),
             source,
         })?;
-        write(CA, ca, 0o644)?;
-        write(KEY, key, 0o600)?;
-        write(CERTIFICATE, cert, 0o644)
+        write(folder, CA, ca, 0o644)?;
+        write(folder, KEY, key, 0o600)?;
+        write(folder, CERTIFICATE, cert, 0o644)
     }
+}
+
+fn write(folder: &Path, name: &str, text: &str, mode: u32) -> Result<(), IdentityError> {
+    let path = folder.join(name);
+    files::write_atomic(&path, text.as_bytes(), mode)
+        .map_err(|source| IdentityError::Write { path, source })
+}
+
+/// The certificates in a PEM text, at least one.
+pub fn certificates_in(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    let found = CertificateDer::pem_slice_iter(pem)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|e| e.to_string())?;
+    if found.is_empty() {
+        return Err("no certificate".into());
+    }
+    Ok(found)
+}
+
+/// Certificates as PEM, one after the other.
+pub fn to_pem<'a>(certificates: impl IntoIterator<Item = &'a CertificateDer<'static>>) -> String {
+    let encode = |der: &CertificateDer<'static>| {
+        let body = base64::engine::general_purpose::STANDARD.encode(der);
+        let mut pem = String::from("-----BEGIN CERTIFICATE-----\n");
+        for line in body.as_bytes().chunks(64) {
+            pem.push_str(std::str::from_utf8(line).expect("base64 is ASCII"));
+            pem.push('\n');
+        }
+        pem + "-----END CERTIFICATE-----\n"
+    };
+    certificates.into_iter().map(encode).collect()
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, IdentityError> {
@@ -177,13 +229,52 @@ pub fn subject_of(certificate: &CertificateDer<'_>) -> Result<Subject, IdentityE
     uris.into_iter().next().ok_or(IdentityError::NoSubject)
 }
 
-/// When a certificate stops being valid, in Unix seconds, and its whole lifetime.
-pub fn validity_of(certificate: &CertificateDer<'_>) -> Result<(i64, i64), IdentityError> {
+/// From when until when a certificate is valid, in Unix seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Validity {
+    pub not_before: i64,
+    pub not_after: i64,
+}
+
+pub fn validity_of(certificate: &CertificateDer<'_>) -> Result<Validity, IdentityError> {
     let (_, parsed) = X509Certificate::from_der(certificate)
         .map_err(|e| IdentityError::Certificate(e.to_string()))?;
     let validity = parsed.validity();
-    let end = validity.not_after.timestamp();
-    Ok((end, end - validity.not_before.timestamp()))
+    Ok(Validity {
+        not_before: validity.not_before.timestamp(),
+        not_after: validity.not_after.timestamp(),
+    })
+}
+
+/// SHA-256 of a certificate's public key, hex: the same for all certificates of one key, and what
+/// [`crate::ca::request_key_hash`] says of a request for them.
+pub fn key_hash_of(certificate: &CertificateDer<'_>) -> Result<String, IdentityError> {
+    let (_, parsed) = X509Certificate::from_der(certificate)
+        .map_err(|e| IdentityError::Certificate(e.to_string()))?;
+    Ok(crate::ca::sha256_hex(parsed.public_key().raw))
+}
+
+/// The common name of a certificate's subject, for people.
+pub fn common_name_of(certificate: &CertificateDer<'_>) -> Option<String> {
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    let name = parsed.subject().iter_common_name().next()?;
+    name.as_str().ok().map(str::to_owned)
+}
+
+/// A moment for people: RFC 3339, UTC.
+pub fn moment(unix: i64) -> String {
+    let time = time::OffsetDateTime::from_unix_timestamp(unix).ok();
+    let text = time.and_then(|t| {
+        t.format(&time::format_description::well_known::Rfc3339)
+            .ok()
+    });
+    text.unwrap_or_else(|| format!("{unix} s after 1970"))
+}
+
+/// This machine's clock, in Unix seconds; zero before 1970.
+pub fn unix_now() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX))
 }
 
 /// The DNS names and IP addresses that a certificate is valid for, as text.
@@ -224,12 +315,15 @@ pub struct KeyAndRequest {
 
 pub fn new_request() -> KeyAndRequest {
     let key = KeyPair::generate().expect("the system's random generator works");
-    let csr = CertificateParams::default()
-        .serialize_request(&key)
-        .and_then(|request| request.pem())
-        .expect("an empty request with a fresh key encodes");
+    let csr = request_of(&key).expect("an empty request with a fresh key encodes");
     KeyAndRequest {
         key_pem: key.serialize_pem(),
         csr_pem: csr,
     }
+}
+
+fn request_of(key: &KeyPair) -> Result<String, rcgen::Error> {
+    CertificateParams::default()
+        .serialize_request(key)
+        .and_then(|request| request.pem())
 }

@@ -3,18 +3,18 @@
 
 use std::io::{self, Read};
 use std::path::Path;
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use shared::api::{ErrorBody, JoinReply, JoinRequest};
+use shared::api::{JoinReply, JoinRequest};
 use shared::ids::{NodeName, Role};
 use shared::token::{InvalidJoinToken, JoinToken};
 
 use crate::files;
-use crate::identity::{Identity, IdentityError, SCHEDULER_NAME, new_request};
+use crate::identity::{Identity, IdentityError, new_request};
+use crate::scheduler_call::{self, CallError};
 use crate::tls;
 
-const TIMEOUT: Duration = Duration::from_secs(20);
+const PATH: &str = "/api/stokehold/v1/join";
 /// A token is a few hundred bytes.
 const MAX_TOKEN_BYTES: u64 = 16 << 10;
 /// Beside the identity: where the scheduler is.
@@ -30,22 +30,8 @@ pub enum JoinError {
     },
     #[error(transparent)]
     Token(#[from] InvalidJoinToken),
-    #[error("reach the scheduler at {}", addresses.join(", "))]
-    Unreachable {
-        addresses: Vec<String>,
-        #[source]
-        source: reqwest::Error,
-    },
-    #[error(
-        "the scheduler at {address} does not present the certificate authority that the token pins: \
-         another cluster answers there, or someone in between does; make a new token with \
-         `stokehold node token`"
-    )]
-    OtherAuthority { address: String },
-    #[error("the scheduler refused: {message} ({code})")]
-    Refused { code: String, message: String },
-    #[error("the scheduler's answer is not readable")]
-    Answer(#[source] reqwest::Error),
+    #[error(transparent)]
+    Call(#[from] CallError),
     #[error("keep the new identity")]
     Save(#[source] IdentityError),
     #[error("keep the scheduler's address in {path}")]
@@ -107,6 +93,7 @@ pub async fn join(
     let path = pki_dir.join(SCHEDULER_FILE);
     let addresses = SchedulerAddresses {
         addresses: reply.scheduler.clone(),
+        rest: reply.rest.clone(),
     };
     let json = serde_json::to_vec_pretty(&addresses).expect("texts serialise");
     files::write_atomic(&path, &json, 0o644).map_err(|source| JoinError::SaveAddress {
@@ -116,101 +103,53 @@ pub async fn join(
     Ok(reply)
 }
 
+/// Tries each address; that nothing answers at one says nothing of the others.
 async fn send(token: &JoinToken, body: &JoinRequest) -> Result<JoinReply, JoinError> {
-    let mut unreachable = None;
+    let mut failed = None;
     for address in &token.addresses {
-        match post(address, &token.ca_sha256, body).await {
-            Err(error) if error.is_connect() && is_certificate_error(&error) => {
-                return Err(JoinError::OtherAuthority {
-                    address: address.clone(),
-                });
-            }
-            Err(error) if error.is_connect() || error.is_timeout() => unreachable = Some(error),
-            Err(error) => return Err(JoinError::Answer(error)),
-            Ok(response) => return read_answer(response).await,
+        let tls = tls::pinned_client(&token.ca_sha256);
+        match scheduler_call::post(address, PATH, tls, body).await {
+            Ok(reply) => return Ok(reply),
+            Err(error) if error.is_unreachable() => failed = Some(error),
+            Err(error) => return Err(error.into()),
         }
     }
-    Err(match unreachable {
-        Some(source) => JoinError::Unreachable {
-            addresses: token.addresses.clone(),
-            source,
-        },
-        None => JoinError::Token(InvalidJoinToken),
-    })
+    Err(failed.map_or(JoinError::Token(InvalidJoinToken), JoinError::Call))
 }
 
-async fn post(
-    address: &str,
-    ca_sha256: &str,
-    body: &JoinRequest,
-) -> Result<reqwest::Response, reqwest::Error> {
-    // The name that the certificate is checked for is the scheduler's role, whatever its address.
-    let socket = tokio::net::lookup_host(address)
-        .await
-        .ok()
-        .and_then(|mut found| found.next());
-    let port = address.rsplit_once(':').map_or("7443", |(_, port)| port);
-    let host = if socket.is_some() {
-        SCHEDULER_NAME
-    } else {
-        address
-    };
-    let mut client = reqwest::Client::builder()
-        .tls_backend_preconfigured(tls::pinned_client(ca_sha256))
-        .timeout(TIMEOUT)
-        .no_proxy();
-    if let Some(socket) = socket {
-        client = client.resolve(SCHEDULER_NAME, socket);
-    }
-    let host = host.rsplit_once(':').map_or(host, |(host, _)| host);
-    let url = format!("https://{host}:{port}/api/stokehold/v1/join");
-    client.build()?.post(url).json(body).send().await
-}
-
-/// Whether a refused certificate is somewhere below. An `io::Error` hides what it wraps from
-/// `source`, hence the detour.
-fn is_certificate_error(error: &(dyn std::error::Error + 'static)) -> bool {
-    if let Some(rustls::Error::InvalidCertificate(_)) = error.downcast_ref() {
-        return true;
-    }
-    let wrapped = error
-        .downcast_ref::<io::Error>()
-        .and_then(io::Error::get_ref);
-    if wrapped.is_some_and(|inner| is_certificate_error(inner)) {
-        return true;
-    }
-    error.source().is_some_and(is_certificate_error)
-}
-
-async fn read_answer(response: reqwest::Response) -> Result<JoinReply, JoinError> {
-    if response.status().is_success() {
-        return response.json().await.map_err(JoinError::Answer);
-    }
-    let status = response.status();
-    Err(match response.json::<ErrorBody>().await {
-        Ok(body) => JoinError::Refused {
-            code: body.error_code,
-            message: body.message,
-        },
-        Err(_) => JoinError::Refused {
-            code: status.as_u16().to_string(),
-            message: "no reason was given".to_owned(),
-        },
-    })
-}
-
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct SchedulerAddresses {
+    /// Of the QUIC listener.
     addresses: Vec<String>,
+    /// Of the REST API.
+    #[serde(default)]
+    rest: Vec<String>,
 }
 
 /// Where the scheduler is, as [`join`] learned it; none before a join.
 pub fn scheduler_addresses(pki_dir: &Path) -> io::Result<Vec<String>> {
+    Ok(read_addresses(pki_dir)?.addresses)
+}
+
+/// Where its REST API is: as [`join`] learned it, unless the configuration names other addresses
+/// (`configured`). One that joined before this was told takes the other addresses: by default both
+/// listeners have one port.
+pub fn rest_addresses(pki_dir: &Path, configured: &[String]) -> io::Result<Vec<String>> {
+    if !configured.is_empty() {
+        return Ok(configured.to_vec());
+    }
+    let known = read_addresses(pki_dir)?;
+    Ok(if known.rest.is_empty() {
+        known.addresses
+    } else {
+        known.rest
+    })
+}
+
+fn read_addresses(pki_dir: &Path) -> io::Result<SchedulerAddresses> {
     match std::fs::read(pki_dir.join(SCHEDULER_FILE)) {
-        Ok(bytes) => serde_json::from_slice::<SchedulerAddresses>(&bytes)
-            .map(|file| file.addresses)
-            .map_err(io::Error::other),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Ok(bytes) => serde_json::from_slice(&bytes).map_err(io::Error::other),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(SchedulerAddresses::default()),
         Err(e) => Err(e),
     }
 }

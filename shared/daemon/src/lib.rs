@@ -9,6 +9,7 @@
 //! | [`notify`] | systemd's readiness and watchdog |
 //! | [`files`] | atomic writes, private folders |
 //! | [`identity`], [`ca`], [`tls`], [`join`] | certificates: who is who, and how a node becomes someone |
+//! | [`credentials`], [`renew`] | the certificate in use, and how it is renewed |
 //! | [`quic`], [`link`] | frames on QUIC; the session that comes back by itself |
 //! | [`http`] | HTTPS listeners with their limits |
 //! | [`exit`] | how a program ends: a message and a code |
@@ -16,6 +17,7 @@
 pub mod admin;
 pub mod ca;
 pub mod config;
+pub mod credentials;
 pub mod exit;
 pub mod files;
 pub mod http;
@@ -24,6 +26,8 @@ pub mod join;
 pub mod link;
 pub mod notify;
 pub mod quic;
+pub mod renew;
+pub mod scheduler_call;
 pub mod tasks;
 pub mod telemetry;
 pub mod tls;

@@ -17,7 +17,7 @@ use quinn::{Connection, RecvStream, SendStream};
 use rand::RngExt as _;
 use shared::ids::{ClusterId, NodeName, Role};
 use shared::wire::{
-    ClientBody, ClientFrame, Hello, RequestBody, ServerBody, ServerFrame, StreamRequest, Welcome,
+    ClientBody, ClientFrame, Hello, Holds, RequestBody, ServerBody, ServerFrame, StreamRequest, Welcome,
     close,
 };
 use tokio::sync::{mpsc, watch};
@@ -25,9 +25,11 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::identity::{Identity, server_name};
+use crate::credentials::Credentials;
+use crate::identity::{moment, server_name, unix_now};
 use crate::quic::{self, FrameError, read_frame, write_frame};
 use crate::telemetry::Chain;
+use crate::tls;
 
 /// Reports are worthless when late: senders `try_send` and count what did not fit.
 const OUTGOING: usize = 8;
@@ -42,7 +44,7 @@ const MAX_PENDING_REQUESTS: usize = 32;
 pub struct LinkOptions {
     /// `host:port`, tried in turn.
     pub addresses: Vec<String>,
-    pub identity: Identity,
+    pub credentials: Credentials,
     /// Asked at every connect.
     pub hello: Arc<dyn Fn() -> Hello + Send + Sync>,
 }
@@ -66,6 +68,8 @@ pub struct LinkHandle {
     pub outgoing: mpsc::Sender<ClientBody>,
     /// For requests of our own; `None` while the session is down.
     pub connection: watch::Receiver<Option<Connection>>,
+    /// Why there is no session, and how to mend it; `None` while there is one.
+    pub problem: watch::Receiver<Option<String>>,
 }
 
 /// Makes a link. The future keeps it until cancelled; it ends with an error never: whatever is
@@ -81,8 +85,10 @@ pub fn link(
     let (outgoing, outgoing_rx) = mpsc::channel(OUTGOING);
     let (events, events_rx) = mpsc::channel(EVENTS);
     let (connection, connection_rx) = watch::channel(None);
+    let (problem, problem_rx) = watch::channel(None);
     let runner = Runner {
         options,
+        problem,
         outgoing: outgoing_rx,
         events,
         connection,
@@ -90,6 +96,7 @@ pub fn link(
     let handle = LinkHandle {
         outgoing,
         connection: connection_rx,
+        problem: problem_rx,
     };
     (handle, events_rx, runner.run(cancel))
 }
@@ -99,13 +106,17 @@ struct Runner {
     outgoing: mpsc::Receiver<ClientBody>,
     events: mpsc::Sender<LinkEvent>,
     connection: watch::Sender<Option<Connection>>,
+    problem: watch::Sender<Option<String>>,
 }
 
 #[derive(Debug, thiserror::Error)]
 enum ConnectError {
     #[error("no scheduler address: set `scheduler` in the configuration, or join again")]
     NoAddress,
-    #[error("resolve {address}")]
+    #[error(
+        "the scheduler's address {address} does not resolve: correct it (`scheduler` in the \
+         configuration), or the name service of this machine"
+    )]
     Resolve {
         address: String,
         #[source]
@@ -123,9 +134,20 @@ enum ConnectError {
     },
     #[error("scheduler at {address}: {reason}")]
     Closed { address: String, reason: String },
-    #[error("no answer from {address} within {CONNECT_TIMEOUT:?}")]
+    #[error(
+        "no answer from {address} (UDP) within {CONNECT_TIMEOUT:?}: is stokehold-scheduler running \
+         there, is the address the right one (`scheduler` in the configuration), and does a firewall \
+         let it through?"
+    )]
     Timeout { address: String },
-    #[error("scheduler at {address} is of cluster {theirs}, this node belongs to {ours}")]
+    #[error("scheduler at {address}: {problem}")]
+    Certificate { address: String, problem: String },
+    #[error("this node's certificate expired at {at}: it is renewed first")]
+    Expired { at: String },
+    #[error(
+        "scheduler at {address} is of cluster {theirs}, this node belongs to {ours}: correct the \
+         address (`scheduler` in the configuration), or join this node to that cluster"
+    )]
     OtherCluster {
         address: String,
         ours: ClusterId,
@@ -162,6 +184,7 @@ impl Runner {
                     );
                     backoff = BACKOFF_FIRST;
                     last_reason.clear();
+                    self.problem.send_replace(None);
                     match self.keep(session, &cancel).await {
                         Some(reason) => reason,
                         None => return Ok(()),
@@ -178,13 +201,18 @@ impl Runner {
                 last_reason.clone_from(&reason);
             }
             self.connection.send_replace(None);
+            let problem = format!("no session with the scheduler: {reason}");
+            self.problem.send_replace(Some(problem));
             if self.events.send(LinkEvent::Down { reason }).await.is_err() {
                 return Ok(());
             }
             let wait = backoff.mul_f64(rand::rng().random_range(0.5..1.0));
             backoff = (backoff * 2).min(BACKOFF_LAST);
+            let mut renewed = self.options.credentials.changes();
             tokio::select! {
                 () = cancel.cancelled() => return Ok(()),
+                // May be what was lacking.
+                Ok(()) = renewed.changed() => {}
                 () = tokio::time::sleep(wait) => {}
             }
         }
@@ -204,13 +232,25 @@ impl Runner {
     }
 
     async fn connect_to(&self, address: &str) -> Result<Session, ConnectError> {
+        let credentials = &self.options.credentials;
+        if credentials.is_expired() {
+            let at = moment(credentials.validity().not_after);
+            return Err(ConnectError::Expired { at });
+        }
         let remote = resolve(address).await?;
-        let identity = &self.options.identity;
-        let endpoint = quic::client_endpoint(identity, remote)?;
+        let identity = credentials.identity();
+        let (endpoint, refusal) = quic::client_endpoint_noting(credentials, remote)?;
         let name = server_name(Role::Scheduler, &identity.subject.node);
-        let closed = |error: &quinn::ConnectionError| ConnectError::Closed {
-            address: address.to_owned(),
-            reason: quic::reason_of(error),
+        let closed = |error: &quinn::ConnectionError| {
+            let address = address.to_owned();
+            match refusal.take().and_then(|error| tls::explain(&error)) {
+                Some(problem) => ConnectError::Certificate { address, problem },
+                None => ConnectError::Closed {
+                    address,
+                    reason: refused_by_peer(error, credentials)
+                        .unwrap_or_else(|| quic::reason_of(error)),
+                },
+            }
         };
         let connection = endpoint
             .connect(remote, &name)
@@ -224,7 +264,10 @@ impl Runner {
         // server's first message says that it was accepted.
         let greeting = async {
             let (mut send, mut receive) = connection.open_bi().await.ok()?;
-            let hello = ClientBody::Hello((self.options.hello)());
+            let mut hello = (self.options.hello)();
+            hello.authorities = credentials.authorities();
+            hello.boot = boot_id();
+            let hello = ClientBody::Hello(hello);
             write_frame(&mut send, &ClientFrame { body: Some(hello) })
                 .await
                 .ok()?;
@@ -277,7 +320,9 @@ impl Runner {
             return None;
         }
         let mut readers = JoinSet::new();
-        readers.spawn(read_frames(receive, self.events.clone()));
+        let credentials = self.options.credentials.clone();
+        let mut changes = credentials.changes();
+        readers.spawn(read_frames(receive, credentials.clone(), self.events.clone()));
         readers.spawn(accept_requests(connection.clone(), self.events.clone()));
         let end = loop {
             let body = tokio::select! {
@@ -292,6 +337,11 @@ impl Runner {
                 Some(ended) = readers.join_next() => {
                     break Some(ended.unwrap_or_else(|e| e.to_string()));
                 }
+                Ok(()) = changes.changed() => Some(ClientBody::Holds(Holds {
+                    authorities: credentials.authorities(),
+                    issuer: credentials.issuer().unwrap_or_default(),
+                    not_after: credentials.validity().not_after,
+                })),
                 body = self.outgoing.recv() => body,
             };
             let Some(body) = body else { break None };
@@ -320,11 +370,50 @@ async fn resolve(address: &str) -> Result<SocketAddr, ConnectError> {
         })
 }
 
-async fn read_frames(mut receive: RecvStream, events: mpsc::Sender<LinkEvent>) -> String {
+/// Tells what the scheduler's refusal of this node's certificate means here.
+fn refused_by_peer(error: &quinn::ConnectionError, credentials: &Credentials) -> Option<String> {
+    let quinn::ConnectionError::ConnectionClosed(close) = error else {
+        return None;
+    };
+    let is_alert = |alert: u8| close.error_code == quinn::TransportErrorCode::crypto(alert);
+    let validity = credentials.validity();
+    // TLS's `certificate_expired`, which stands for "not valid yet" as well.
+    is_alert(45).then(|| {
+        format!(
+            "by the scheduler's clock this node's certificate is not valid now; it is from {} to {}, \
+             and by this machine's clock it is {}: one of the two clocks is wrong; compare \
+             `timedatectl` on both machines and turn time synchronisation on (`timedatectl set-ntp \
+             true`)",
+            moment(validity.not_before),
+            moment(validity.not_after),
+            moment(unix_now())
+        )
+    })
+}
+
+/// Empty where the kernel tells none.
+fn boot_id() -> String {
+    let read = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    read.map(|text| text.trim().to_owned()).unwrap_or_default()
+}
+
+async fn read_frames(
+    mut receive: RecvStream,
+    credentials: Credentials,
+    events: mpsc::Sender<LinkEvent>,
+) -> String {
     loop {
         match read_frame::<ServerFrame>(&mut receive).await {
             // A body that this version does not know.
             Ok(Some(ServerFrame { body: None })) => debug!("unknown frame ignored"),
+            Ok(Some(ServerFrame {
+                body: Some(ServerBody::Trust(trust)),
+            })) => match credentials.trust(&trust.authorities_pem, &trust.signer) {
+                Ok(()) => debug!(signer = trust.signer, "authorities are as the scheduler says"),
+                Err(error) => {
+                    warn!(error = %Chain(&error), "the scheduler's authorities were not taken over");
+                }
+            },
             Ok(Some(ServerFrame { body: Some(body) })) => {
                 if events.send(LinkEvent::Frame(body)).await.is_err() {
                     return "the daemon stopped listening".to_owned();

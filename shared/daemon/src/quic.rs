@@ -18,8 +18,9 @@ use rustls::pki_types::CertificateDer;
 use sha2::{Digest as _, Sha256};
 use shared::wire::{ALPN, MAX_FRAME_BYTES, StreamReply, StreamRequest, encode_frame};
 
+use crate::credentials::Holder;
 use crate::identity::{Identity, IdentityError, Subject, subject_of};
-use crate::tls::{self, TlsError};
+use crate::tls::{self, LastRefusal, TlsError};
 
 /// A peer that says nothing for this long is gone.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -62,8 +63,12 @@ pub fn transport() -> TransportConfig {
 }
 
 /// A listener that accepts nobody without a certificate of the same CA.
-pub fn server_endpoint(listen: SocketAddr, identity: &Identity) -> Result<Endpoint, EndpointError> {
-    let tls = tls::mutual_server(identity, &[ALPN])?;
+pub fn server_endpoint(
+    listen: SocketAddr,
+    holder: &impl Holder,
+) -> Result<Endpoint, EndpointError> {
+    let identity = holder.credentials()?.identity();
+    let tls = tls::mutual_server(holder, &[ALPN])?;
     let crypto =
         QuicServerConfig::try_from(tls).map_err(|_| EndpointError::NoInitialCipherSuite)?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
@@ -76,7 +81,7 @@ pub fn server_endpoint(listen: SocketAddr, identity: &Identity) -> Result<Endpoi
     let socket = std::net::UdpSocket::bind(listen).map_err(bind)?;
     let runtime = quinn::default_runtime()
         .ok_or_else(|| bind(io::Error::other("no async runtime is running")))?;
-    Endpoint::new(restartable(identity), Some(config), socket, runtime).map_err(bind)
+    Endpoint::new(restartable(&identity), Some(config), socket, runtime).map_err(bind)
 }
 
 /// After a restart a listener must be able to tell its old peers at once that their connections are
@@ -100,14 +105,24 @@ fn restartable(identity: &Identity) -> EndpointConfig {
     config
 }
 
-/// An endpoint that opens connections as `identity`.
-pub fn client_endpoint(identity: &Identity, remote: SocketAddr) -> Result<Endpoint, EndpointError> {
+/// An endpoint that opens connections as `holder`.
+pub fn client_endpoint(
+    holder: &impl Holder,
+    remote: SocketAddr,
+) -> Result<Endpoint, EndpointError> {
+    Ok(client_endpoint_noting(holder, remote)?.0)
+}
+
+pub(crate) fn client_endpoint_noting(
+    holder: &impl Holder,
+    remote: SocketAddr,
+) -> Result<(Endpoint, LastRefusal), EndpointError> {
     let listen: SocketAddr = if remote.is_ipv4() {
         (std::net::Ipv4Addr::UNSPECIFIED, 0).into()
     } else {
         (std::net::Ipv6Addr::UNSPECIFIED, 0).into()
     };
-    let tls = tls::mutual_client(identity, &[ALPN])?;
+    let (tls, refusal) = tls::mutual_client_noting(holder, &[ALPN])?;
     let crypto =
         QuicClientConfig::try_from(tls).map_err(|_| EndpointError::NoInitialCipherSuite)?;
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
@@ -115,16 +130,23 @@ pub fn client_endpoint(identity: &Identity, remote: SocketAddr) -> Result<Endpoi
     let mut endpoint =
         Endpoint::client(listen).map_err(|source| EndpointError::Bind { listen, source })?;
     endpoint.set_default_client_config(config);
-    Ok(endpoint)
+    Ok((endpoint, refusal))
 }
 
 /// Who is at the other end, as its certificate says. TLS has verified the certificate.
 pub fn peer_subject(connection: &Connection) -> Result<Subject, IdentityError> {
+    subject_of(&peer_certificate(connection)?)
+}
+
+/// The certificate of the other end. TLS has verified it.
+pub fn peer_certificate(
+    connection: &Connection,
+) -> Result<CertificateDer<'static>, IdentityError> {
     let chain = connection
         .peer_identity()
         .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
         .ok_or(IdentityError::NoSubject)?;
-    subject_of(chain.first().ok_or(IdentityError::NoSubject)?)
+    chain.into_iter().next().ok_or(IdentityError::NoSubject)
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use daemon::ca::CertificateAuthority;
+use daemon::credentials::Credentials;
 use daemon::identity::{Identity, Subject, new_request};
 use daemon::link::{LinkEvent, LinkHandle, LinkOptions, link};
 use daemon::quic;
@@ -48,7 +49,7 @@ impl Node {
         let cancel = CancellationToken::new();
         let options = LinkOptions {
             addresses: vec![address.to_string()],
-            identity,
+            credentials: Credentials::new(identity, None).expect("usable"),
             hello: Arc::new(|| Hello {
                 protocol_min: 1,
                 protocol_max: 1,

@@ -1,5 +1,6 @@
 //! The JSON of the REST API, and of the files by which agent and gateway of one node meet.
 
+pub mod certificates;
 pub mod events;
 pub mod local;
 pub mod serving;
@@ -66,9 +67,13 @@ pub struct JoinReply {
     pub cluster: ClusterId,
     /// Leaf first.
     pub certificate_pem: String,
+    /// Every authority to trust, the one that signs first.
     pub ca_pem: String,
     /// `host:port` of the scheduler's QUIC listener.
     pub scheduler: Vec<String>,
+    /// `host:port` of its REST API; empty from versions before renewal.
+    #[serde(default)]
+    pub rest: Vec<String>,
 }
 
 /// `POST /api/stokehold/v1/chunks/missing`: which of these are not in the store yet (hex).
@@ -156,6 +161,9 @@ pub struct CreateNodeToken {
     /// Default 900.
     #[serde(default)]
     pub lifetime_seconds: Option<u64>,
+    /// For this node alone, which has joined already: its new keys take the place of the old ones.
+    #[serde(default)]
+    pub replace: Option<NodeName>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -237,6 +245,9 @@ pub struct NodeSummary {
     pub replicas: u32,
     /// The gateway's address for clients.
     pub gateway: Option<String>,
+    /// What is wrong with the node's identity, and how to mend it.
+    #[serde(default)]
+    pub problem: Option<String>,
 }
 
 /// `GET /api/stokehold/v1/nodes/{name}`: what `stokehold node describe` shows.

@@ -50,6 +50,10 @@ pub mod close {
     pub const OTHER_CLUSTER: u32 = 5;
     /// No common protocol version.
     pub const VERSION: u32 = 6;
+    /// Another machine has a session with this very identity.
+    pub const COPIED: u32 = 30;
+    /// The node has joined again with another key, which this certificate is not for.
+    pub const OTHER_KEY: u32 = 31;
 }
 
 /// Bytes that are no valid message: which message, which field, what is wrong.
@@ -109,7 +113,7 @@ pub fn encode_frame(message: &impl Message) -> Vec<u8> {
 
 #[derive(Clone, PartialEq, Message)]
 pub struct ClientFrame {
-    #[prost(oneof = "ClientBody", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "ClientBody", tags = "1, 2, 3, 4, 30")]
     pub body: Option<ClientBody>,
 }
 
@@ -126,11 +130,14 @@ pub enum ClientBody {
     /// A request waits for a served entity that has no ready replica.
     #[prost(message, tag = "4")]
     Demand(Demand),
+    /// Certificate or trusted authorities have changed.
+    #[prost(message, tag = "30")]
+    Holds(Holds),
 }
 
 #[derive(Clone, PartialEq, Message)]
 pub struct ServerFrame {
-    #[prost(oneof = "ServerBody", tags = "1, 2, 3")]
+    #[prost(oneof = "ServerBody", tags = "1, 2, 3, 30")]
     pub body: Option<ServerBody>,
 }
 
@@ -142,6 +149,9 @@ pub enum ServerBody {
     Plan(plan::Plan),
     #[prost(message, tag = "3")]
     Routes(routes::Routes),
+    /// Which authorities to trust from now on, and which of them signs.
+    #[prost(message, tag = "30")]
+    Trust(Trust),
 }
 
 /// The first frame of a session. Node and role come from the certificate, not from here.
@@ -164,6 +174,39 @@ pub struct Hello {
     /// A gateway's address for clients, for people.
     #[prost(string, tag = "6")]
     pub client_address: String,
+    /// The kernel's boot id: tells a node that comes back from another machine with the same
+    /// identity. Empty where it is not known.
+    #[prost(string, tag = "30")]
+    pub boot: String,
+    /// SHA-256 (hex) of each authority that this daemon trusts; none from versions before renewal.
+    #[prost(string, repeated, tag = "31")]
+    pub authorities: Vec<String>,
+}
+
+/// What a node holds, after it has changed: the session's own certificate may be an older one.
+#[derive(Clone, PartialEq, Message)]
+pub struct Holds {
+    /// SHA-256 (hex) of each authority that this daemon trusts.
+    #[prost(string, repeated, tag = "1")]
+    pub authorities: Vec<String>,
+    /// SHA-256 (hex) of the one that signed its certificate.
+    #[prost(string, tag = "2")]
+    pub issuer: String,
+    /// When that certificate expires, in Unix seconds.
+    #[prost(int64, tag = "3")]
+    pub not_after: i64,
+}
+
+/// Sent at a session's begin and when it changes.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Trust {
+    /// PEM, the one that signs first.
+    #[prost(string, tag = "1")]
+    pub authorities_pem: String,
+    /// SHA-256 (hex) of the authority that signs now: a node whose certificate is of another one
+    /// renews it.
+    #[prost(string, tag = "2")]
+    pub signer: String,
 }
 
 /// The scheduler's answer to [`Hello`]; only after it is a session up (TLS 1.3 lets a client
@@ -365,6 +408,7 @@ mod tests {
                     Some(ServerBody::Plan(plan)) => { let _ = crate::plan::Plan::try_from(plan); }
                     Some(ServerBody::Routes(r)) => { let _ = crate::routes::Routes::try_from(r); }
                     Some(ServerBody::Welcome(w)) => { let _ = w.cluster(); }
+                    Some(ServerBody::Trust(_)) => {}
                     None => {}
                 }
             }

@@ -48,7 +48,7 @@ pub async fn tls(node: &Node, alpn: &[u8]) -> TlsStream<TcpStream> {
 }
 
 pub async fn tls_to(port: u16, identity: &Identity, alpn: &[u8]) -> TlsStream<TcpStream> {
-    let mut config = daemon::tls::https_client(&identity.ca).expect("TLS");
+    let mut config = daemon::tls::https_client(&identity.authorities).expect("TLS");
     config.alpn_protocols = vec![alpn.to_vec()];
     let stream = TcpStream::connect(("127.0.0.1", port))
         .await

@@ -7,12 +7,14 @@ mod error;
 mod retry;
 
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::{Method, RequestBuilder, Response};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use shared::api::certificates::BUNDLE_HEADER;
 
 use crate::context::{Resolved, Token, read_token};
 use crate::exit::Stop;
@@ -40,6 +42,8 @@ pub(crate) struct Client {
     token: Option<Token>,
     /// For messages.
     ca: String,
+    /// Which authorities the server trusts now, as its last answer said.
+    told: Arc<Mutex<Option<String>>>,
 }
 
 /// One call. `path` starts with `/`; names in it are parsed ones, which need no escaping.
@@ -146,6 +150,7 @@ impl Client {
             base: base.to_owned(),
             token,
             ca: ca.map_or_else(|| "a known CA".into(), |path| path.display().to_string()),
+            told: Arc::default(),
         })
     }
 
@@ -199,7 +204,10 @@ impl Client {
         let mut tries = 0;
         loop {
             let error = match self.request(call).send().await {
-                Ok(response) => return Ok(response),
+                Ok(response) => {
+                    self.note_authorities(&response);
+                    return Ok(response);
+                }
                 Err(error) => error,
             };
             let wait = Backoff::CONNECT.wait(tries, &mut rand::rng());
@@ -211,6 +219,20 @@ impl Client {
             }
             tries += 1;
         }
+    }
+
+    fn note_authorities(&self, response: &Response) {
+        let header = response.headers().get(BUNDLE_HEADER);
+        if let Some(told) = header.and_then(|value| value.to_str().ok()) {
+            let mut last = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+            *last = Some(told.to_owned());
+        }
+    }
+
+    /// Which authorities the server trusts now; `None` where it has not said.
+    pub(crate) fn authorities_told(&self) -> Option<String> {
+        let last = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        last.clone()
     }
 
     fn request(&self, call: &Call<'_>) -> RequestBuilder {

@@ -1,5 +1,6 @@
 //! The commands: each parses, calls the server and shows. One file for each noun.
 
+pub(crate) mod ca;
 pub(crate) mod context;
 pub(crate) mod deploy;
 pub(crate) mod endpoint;
@@ -16,7 +17,7 @@ pub(crate) mod version;
 
 use crate::args::{Cli, Command};
 use crate::client::Client;
-use crate::context::Resolved;
+use crate::context::{Resolved, authorities};
 use crate::output::Output;
 use crate::{load, up};
 
@@ -34,8 +35,14 @@ pub(crate) fn run(args: Cli, output: &Output) -> anyhow::Result<()> {
 }
 
 async fn talk(command: Command, context: &Resolved, output: &Output) -> anyhow::Result<()> {
-    let server = || Client::to_server(context, output);
-    match command {
+    let used = std::cell::OnceCell::new();
+    let server = || {
+        let client = Client::to_server(context, output)?;
+        // One command talks to one server.
+        let _ = used.set(client.clone());
+        anyhow::Ok(client)
+    };
+    let answered = match command {
         Command::Deploy(args) => deploy::run(args, context, &server()?, output).await,
         Command::List => endpoint::list(&server()?, output).await,
         Command::Get(args) => endpoint::get(&args, &server()?, output).await,
@@ -51,11 +58,16 @@ async fn talk(command: Command, context: &Resolved, output: &Output) -> anyhow::
         Command::Image(command) => image::run(command, &server()?, output).await,
         Command::Node(command) => node::run(command, &server()?, output).await,
         Command::Token(command) => token::run(command, &server()?, output).await,
+        Command::Ca(command) => ca::run(command, &server()?, output).await,
         Command::Version => version::run(context, output).await,
         Command::Context(_) | Command::Up(_) | Command::Down(_) => {
             unreachable!("run() has answered these")
         }
+    };
+    if let Some(client) = used.get() {
+        authorities::keep_up(client, context, output).await;
     }
+    answered
 }
 
 /// Two workers: one reads and hashes while the other talks.

@@ -26,6 +26,8 @@ pub(crate) enum NodeCommand {
     Token(TokenArgs),
     /// Refuses a node from now on; its replicas are replaced elsewhere.
     Revoke(RevokeArgs),
+    /// Forgets a revoked node once its certificates have expired; its name is free again.
+    Remove(RemoveArgs),
 }
 
 const LIST_EXAMPLES: &str = "\
@@ -44,6 +46,7 @@ const TOKEN_EXAMPLES: &str = "\
 Examples:
   stokehold node token                                  # an agent and a gateway, for 15 minutes
   stokehold node token --role gateway --lifetime 1h     # a front door without replicas
+  stokehold node token --replace node2                  # node2 was installed anew
   stokehold node token | ssh node2 sudo stokehold-agent join --token-file -";
 
 const REVOKE_EXAMPLES: &str = "\
@@ -61,6 +64,21 @@ pub(crate) struct TokenArgs {
     /// How long the token can be used: 15m, 1h.
     #[arg(long, default_value = "15m", value_parser = crate::duration::parse, value_name = "TIME")]
     lifetime: Duration,
+    /// For this node alone, which has joined before: its new keys take the place of the old ones.
+    #[arg(long, value_name = "NODE")]
+    replace: Option<NodeName>,
+}
+
+const REMOVE_EXAMPLES: &str = "\
+Examples:
+  stokehold node remove node2
+  stokehold node remove gpu7.rack2
+  stokehold node remove node2 --context production";
+
+#[derive(Debug, Args)]
+#[command(after_help = REMOVE_EXAMPLES)]
+pub(crate) struct RemoveArgs {
+    name: NodeName,
 }
 
 #[derive(Debug, Args)]
@@ -83,7 +101,21 @@ pub(crate) async fn run(
     match command {
         NodeCommand::List => {
             let list: NodeList = client.call(Call::get("/api/stokehold/v1/nodes")).await?;
-            output.rows(&list, || table(&list.nodes))
+            output.rows(&list, || table(&list.nodes))?;
+            for node in &list.nodes {
+                if let Some(problem) = &node.problem {
+                    output.warn(format!("node {}: {problem}", node.name));
+                }
+            }
+            Ok(())
+        }
+        NodeCommand::Remove(args) => {
+            let path = format!("/api/stokehold/v1/nodes/{}", args.name);
+            client.done(Call::new(Method::DELETE, path)).await?;
+            output.done(
+                &json!({"node": args.name, "removed": true}),
+                format!("node {} is removed", args.name),
+            )
         }
         NodeCommand::Describe(args) => describe(&args, client, output).await,
         NodeCommand::Token(args) => token(args, client, output).await,
@@ -115,7 +147,7 @@ async fn describe(args: &DescribeArgs, client: &Client, output: &Output) -> anyh
 }
 
 async fn token(args: TokenArgs, client: &Client, output: &Output) -> anyhow::Result<()> {
-    let created = create_token(client, args.roles, args.lifetime).await?;
+    let created = create_token(client, args.roles, args.lifetime, args.replace).await?;
     if output.is_json() {
         return output.json(&created);
     }
@@ -133,6 +165,7 @@ pub(crate) async fn create_token(
     client: &Client,
     roles: Vec<Role>,
     lifetime: Duration,
+    replace: Option<NodeName>,
 ) -> anyhow::Result<NodeTokenCreated> {
     let roles = if roles.is_empty() {
         vec![Role::Agent, Role::Gateway]
@@ -142,6 +175,7 @@ pub(crate) async fn create_token(
     let request = CreateNodeToken {
         roles,
         lifetime_seconds: Some(lifetime.as_secs().max(1)),
+        replace,
     };
     let call = Call::new(Method::POST, "/api/stokehold/v1/node-tokens").json(&request);
     Ok(client.call(call).await?)
@@ -244,6 +278,7 @@ mod tests {
             gpus_absent: None,
             replicas: 3,
             gateway: Some("n1:8443".into()),
+            problem: None,
         };
         let joined = NodeSummary {
             name: "n2".parse().expect("name"),
@@ -261,6 +296,7 @@ mod tests {
             gpus_absent: Some("no driver".into()),
             replicas: 0,
             gateway: None,
+            problem: None,
         };
         insta::assert_snapshot!(table(&[ready, joined]).render(None, false));
     }

@@ -4,6 +4,7 @@
 //! variable takes nothing from the context unless it is the context's own server: a token must
 //! never travel to a server that it is not for.
 
+pub(crate) mod authorities;
 pub(crate) mod file;
 mod token;
 

@@ -1,24 +1,25 @@
 //! Agent and gateway join as on any other machine: by a one-time token, on standard input.
 
-use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use daemon::identity::{self, Identity};
+use shared::api::NodeList;
 use shared::ids::Role;
 use tokio::io::AsyncWriteExt as _;
 
 use super::plan::Plan;
 use super::service::Program;
-use crate::client::Client;
+use crate::client::{Call, Client};
 use crate::commands::node::create_token;
 use crate::context::read_token;
 
 const TOKEN_LIFETIME: Duration = Duration::from_secs(120);
 
-/// A certificate with less than this left is made anew.
-const RENEW_BEFORE: Duration = Duration::from_secs(30 * 24 * 3600);
+/// A daemon renews its certificate by itself, for a month after its end too; one that expired longer
+/// ago is made anew.
+const RENEWABLE_FOR: Duration = Duration::from_secs(29 * 24 * 3600);
 
 /// As the admin that the scheduler made at its first start.
 pub(super) fn admin(plan: &Plan) -> anyhow::Result<Client> {
@@ -37,7 +38,14 @@ pub(super) async fn join(plan: &Plan, programs: [(Role, &Program); 2]) -> anyhow
         return Ok(());
     }
     let roles = lacking.iter().map(|(role, _)| *role).collect();
-    let token = create_token(&admin(plan)?, roles, TOKEN_LIFETIME)
+    let admin = admin(plan)?;
+    let nodes: NodeList = admin
+        .call(Call::get("/api/stokehold/v1/nodes"))
+        .await
+        .context("ask for the nodes")?;
+    let known = nodes.nodes.iter().any(|node| node.name == plan.node);
+    let replace = known.then(|| plan.node.clone());
+    let token = create_token(&admin, roles, TOKEN_LIFETIME, replace)
         .await
         .context("make a join token")?
         .token;
@@ -87,8 +95,11 @@ fn fits(role: Role, plan: &Plan, now: SystemTime) -> bool {
     let Ok(found) = Identity::load(&folder) else {
         return false;
     };
-    let same_ca = read(&folder.join("ca.pem")) == read(&plan.layout.ca());
-    let names = identity::names_of(&found.chain[0]).unwrap_or_default();
+    // During a rotation there are two.
+    let ours = std::fs::read(plan.layout.ca()).unwrap_or_default();
+    let ours = identity::certificates_in(&ours).unwrap_or_default();
+    let same_ca = found.authorities.iter().any(|it| ours.contains(it));
+    let names = identity::names_of(found.certificate()).unwrap_or_default();
     let named = role != Role::Gateway || plan.names.iter().all(|name| names.contains(name));
     found.subject.node == plan.node
         && found.subject.role == role
@@ -98,15 +109,10 @@ fn fits(role: Role, plan: &Plan, now: SystemTime) -> bool {
 }
 
 fn lasts(found: &Identity, now: SystemTime) -> bool {
-    let needed = now.duration_since(UNIX_EPOCH).unwrap_or_default() + RENEW_BEFORE;
-    identity::validity_of(&found.chain[0])
-        .is_ok_and(|(until, _)| u64::try_from(until).is_ok_and(|until| until > needed.as_secs()))
-}
-
-/// Certificates in a file, whatever stands around them.
-fn read(path: &Path) -> Option<String> {
-    let text = std::fs::read_to_string(path).ok()?;
-    Some(text.split_whitespace().collect())
+    let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    identity::validity_of(found.certificate()).is_ok_and(|validity| {
+        u64::try_from(validity.not_after).is_ok_and(|until| until + RENEWABLE_FOR.as_secs() > now)
+    })
 }
 
 #[cfg(test)]
@@ -117,7 +123,7 @@ mod tests {
     use shared::ids::ClusterId;
 
     #[test]
-    fn an_identity_lasts_until_a_month_before_its_end() {
+    fn an_identity_lasts_as_long_as_it_can_be_renewed() {
         let day = Duration::from_secs(24 * 3600);
         let folder = tempfile::tempdir().expect("folder");
         let ca = CertificateAuthority::create(&ClusterId::from_bits(1));
@@ -135,7 +141,7 @@ mod tests {
         let found = Identity::load(folder.path()).expect("loaded");
         let now = SystemTime::now();
         assert!(lasts(&found, now));
-        assert!(lasts(&found, now + day * 69));
-        assert!(!lasts(&found, now + day * 71));
+        assert!(lasts(&found, now + day * 128));
+        assert!(!lasts(&found, now + day * 130));
     }
 }

@@ -14,6 +14,7 @@ use shared::api::NodeTokenInfo;
 use shared::ids::{NodeName, Role, TokenId};
 use shared::token::{self, JoinToken};
 
+use super::certificates::{CertificateRecord, valid_until};
 use super::record::{self, to_hex};
 use super::{Registry, Secret, nodes};
 use crate::error::ApiError;
@@ -38,6 +39,8 @@ pub struct JoinTokenRecord {
     pub node: Option<NodeName>,
     /// Hash of the certificate request's public key by role.
     pub redeemed: BTreeMap<Role, String>,
+    /// The node's new keys take the place of those with which it joined before.
+    pub replace: bool,
 }
 
 /// What a new join token is to say.
@@ -50,6 +53,8 @@ pub struct NewJoinToken {
     pub addresses: Vec<String>,
     /// SHA-256 of the CA certificate's DER, hex.
     pub ca_sha256: String,
+    /// For this node alone, which has joined before.
+    pub replace: Option<NodeName>,
 }
 
 /// A node's attempt to use a join token.
@@ -61,6 +66,8 @@ pub struct Redemption<'a> {
     pub node: &'a NodeName,
     /// Hash of the public key in the certificate request, hex.
     pub key_hash: &'a str,
+    /// When the certificate expires that is handed out, in Unix seconds.
+    pub until_unix: i64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -87,8 +94,18 @@ pub enum JoinRefusal {
         "join token {id} was already used for the role {role}: make a new one with `stokehold node token`"
     )]
     Used { id: TokenId, role: Role },
-    #[error("node {node} was revoked: join it under another name")]
+    #[error(
+        "node {node} was revoked: join it under another name, or, once its last certificate has \
+         expired, with a token from `stokehold node token --replace {node}`"
+    )]
     Revoked { node: NodeName },
+    #[error(
+        "there is a node {node} already, whose {role} has another key: give this machine another \
+         name (`--node NAME`). If it is that node, installed anew, join it with a token from \
+         `stokehold node token --replace {node}`; if that node is gone for good, send it away with \
+         `stokehold node revoke {node}`"
+    )]
+    Taken { role: Role, node: NodeName },
     #[error("node {node} has more labels than a record may hold")]
     TooLarge { node: NodeName },
 }
@@ -100,6 +117,8 @@ struct StoredJoinToken {
     expires_unix: u64,
     node: Option<NodeName>,
     redeemed: BTreeMap<Role, String>,
+    #[serde(default)]
+    replace: bool,
 }
 
 impl JoinTokenRecord {
@@ -120,6 +139,7 @@ impl JoinTokenRecord {
             expires_unix: self.expires_unix,
             node: self.node.clone(),
             redeemed: self.redeemed.clone(),
+            replace: self.replace,
         };
         record::put(key(&self.id), &stored)
     }
@@ -135,6 +155,7 @@ impl Registry {
                 expires_unix: stored.expires_unix,
                 node: stored.node,
                 redeemed: stored.redeemed,
+                replace: stored.replace,
             };
             self.join_tokens.insert(id, restored);
         }
@@ -167,6 +188,13 @@ impl Registry {
                 "lifetime_seconds must be 1 to {MAX_LIFETIME_S}, not {lifetime_s}"
             )));
         }
+        if let Some(name) = &new.replace
+            && self.node(name).is_none()
+        {
+            return Err(ApiError::not_found(format!(
+                "node {name} does not exist, so it needs no replacement: an ordinary token will do"
+            )));
+        }
         let token = JoinToken {
             addresses: new.addresses,
             ca_sha256: new.ca_sha256,
@@ -179,7 +207,8 @@ impl Registry {
             roles,
             secret_hash: to_hex(&token.secret_hash()),
             expires_unix: token.expires,
-            node: None,
+            replace: new.replace.is_some(),
+            node: new.replace,
             redeemed: BTreeMap::new(),
         };
         let mut ops = vec![issued.put()?];
@@ -220,7 +249,9 @@ impl Registry {
             let node = node.clone();
             return Err(JoinRefusal::WrongNode { id, by, node });
         }
-        if self.is_revoked(node) {
+        let revoked = self.node(node).filter(|record| record.revoked);
+        let valid = revoked.and_then(|record| valid_until(record, now_unix));
+        if revoked.is_some() && (valid.is_some() || !token.replace) {
             return Err(JoinRefusal::Revoked { node: node.clone() });
         }
         if let Some(redeemed) = token.redeemed.get(&role) {
@@ -230,10 +261,27 @@ impl Registry {
                 Err(JoinRefusal::Used { id, role })
             };
         }
+        if !token.replace && self.holds_other_key(node, role, attempt.key_hash) {
+            let node = node.clone();
+            return Err(JoinRefusal::Taken { role, node });
+        }
         let mut token = token.clone();
         token.node = Some(node.clone());
         token.redeemed.insert(role, attempt.key_hash.to_owned());
-        let joined = self.with_role(node, role, now_unix);
+        let mut joined = self.with_role(node, role, now_unix);
+        if revoked.is_some() {
+            // Only the roles that join now are those of the machine that takes the name.
+            joined.roles = BTreeSet::from([role]);
+            joined.certificates.clear();
+            joined.revoked = false;
+        }
+        let certificate = CertificateRecord {
+            key_hash: attempt.key_hash.to_owned(),
+            issued_unix: now_unix,
+            not_after_unix: attempt.until_unix,
+            ..CertificateRecord::default()
+        };
+        joined.certificates.insert(role, certificate);
         let too_large = |_| JoinRefusal::TooLarge { node: node.clone() };
         let ops = vec![
             token.put().map_err(too_large)?,
@@ -242,6 +290,14 @@ impl Registry {
         self.join_tokens.insert(id, token);
         self.nodes.insert(node.clone(), joined);
         Ok(ops)
+    }
+
+    /// Whether the name is in use for this role, by another key or by one that is not known.
+    fn holds_other_key(&self, node: &NodeName, role: Role, key_hash: &str) -> bool {
+        self.node(node).is_some_and(|record| {
+            let held = record.certificates.get(&role);
+            record.roles.contains(&role) && held.is_none_or(|held| held.key_hash != key_hash)
+        })
     }
 
     fn forget_expired(&mut self, now_unix: u64) -> Vec<Op> {

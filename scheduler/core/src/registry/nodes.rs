@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use shared::ids::{NodeName, Role};
 
 use super::Registry;
+use super::certificates::CertificateRecord;
 use super::record;
 use crate::error::ApiError;
 use crate::store_op::{Entries, Op, RestoreError};
@@ -18,10 +19,12 @@ pub struct NodeRecord {
     pub joined_unix_ms: u64,
     /// The roles that it holds certificates for.
     pub roles: BTreeSet<Role>,
-    /// For good: a name that was revoked is not given out again, since its old certificates would
-    /// be accepted with it.
+    /// The name is not given out again before the last of its certificates has expired: they would be
+    /// accepted with it.
     pub revoked: bool,
     pub labels: BTreeMap<String, String>,
+    /// The last certificate of each role, as far as it is known.
+    pub certificates: BTreeMap<Role, CertificateRecord>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -32,6 +35,8 @@ struct StoredNode {
     revoked: bool,
     #[serde(default)]
     labels: BTreeMap<String, String>,
+    #[serde(default)]
+    certificates: BTreeMap<Role, CertificateRecord>,
 }
 
 impl Registry {
@@ -43,6 +48,7 @@ impl Registry {
                 roles: stored.roles,
                 revoked: stored.revoked,
                 labels: stored.labels,
+                certificates: stored.certificates,
             };
             self.nodes.insert(name, restored);
         }
@@ -86,6 +92,7 @@ impl Registry {
             roles: BTreeSet::new(),
             revoked: false,
             labels: BTreeMap::new(),
+            certificates: BTreeMap::new(),
         });
         node.roles.insert(role);
         node
@@ -98,6 +105,15 @@ pub(super) fn put(node: &NodeRecord) -> Result<Op, crate::store_op::RecordTooLar
         roles: node.roles.clone(),
         revoked: node.revoked,
         labels: node.labels.clone(),
+        certificates: node.certificates.clone(),
     };
-    record::put(format!("{PREFIX}{}", node.name), &stored)
+    record::put(key(&node.name), &stored)
+}
+
+pub(super) fn delete(name: &NodeName) -> Op {
+    Op::Delete { key: key(name) }
+}
+
+fn key(name: &NodeName) -> String {
+    format!("{PREFIX}{name}")
 }

@@ -204,6 +204,7 @@ fn issue(registry: &mut Registry, entries: &mut Entries) -> shared::token::JoinT
         lifetime_s: Some(60),
         addresses: vec!["s:7443".into()],
         ca_sha256: "0".repeat(64),
+        replace: None,
     };
     let (token, ops) = registry
         .create_join_token(new, &secret(1), T0)
@@ -223,6 +224,7 @@ fn a_join_token_admits_each_role_once_and_one_node_alone() {
         role: Role::Agent,
         node: &n1,
         key_hash: "k1",
+        until_unix: 0,
     };
     let wrong_secret = Redemption {
         secret: "00",
@@ -250,6 +252,7 @@ fn a_join_token_admits_each_role_once_and_one_node_alone() {
     );
     let other_key = Redemption {
         key_hash: "k2",
+        until_unix: 0,
         ..attempt
     };
     assert!(matches!(
@@ -284,6 +287,7 @@ fn a_join_token_expires_and_is_forgotten_a_day_later() {
         role: Role::Agent,
         node: &n1,
         key_hash: "k1",
+        until_unix: 0,
     };
     assert_eq!(
         registry.redeem(&attempt, T0 + 60),
@@ -296,6 +300,7 @@ fn a_join_token_expires_and_is_forgotten_a_day_later() {
         lifetime_s: None,
         addresses: vec![],
         ca_sha256: String::new(),
+        replace: None,
     };
     let (_, ops) = registry
         .create_join_token(new, &secret(2), T0 + 200_000)
@@ -315,6 +320,7 @@ fn a_revoked_node_stays_revoked_and_cannot_join_again() {
         role,
         node: &n1,
         key_hash: "k",
+        until_unix: 0,
     };
     assert_eq!(registry.revoke(&n1).expect_err("never joined").status, 404);
     let ops = registry.redeem(&attempt(Role::Agent), T0).expect("admits");

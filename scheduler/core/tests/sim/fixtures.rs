@@ -143,6 +143,7 @@ pub(crate) fn join(registry: &mut Registry, node: &NodeName) -> Vec<Op> {
         bytes: [7; 32],
     };
     let new = NewJoinToken {
+        replace: None,
         roles: vec![],
         lifetime_s: None,
         addresses: vec!["s:7443".into()],
@@ -151,6 +152,7 @@ pub(crate) fn join(registry: &mut Registry, node: &NodeName) -> Vec<Op> {
     let (token, mut ops) = registry.create_join_token(new, &secret, 1).expect("valid");
     for role in [Role::Agent, Role::Gateway] {
         let attempt = Redemption {
+            until_unix: 0,
             id: &token.id,
             secret: &token.secret,
             role,
