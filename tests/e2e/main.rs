@@ -5,6 +5,7 @@
 
 mod harness;
 
+mod certificates;
 mod events;
 mod faults;
 mod hostile;

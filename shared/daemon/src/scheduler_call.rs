@@ -46,9 +46,9 @@ pub enum CallError {
         source: reqwest::Error,
     },
     #[error(
-        "what answers at {address} is not the expected scheduler but {presented}: correct the \
-         address, or make a new token with `stokehold node token` at the cluster that is meant; if \
-         the address is right, someone in between answers"
+        "what answers at {address} does not present the certificate authority that is expected: it \
+         is {presented}. Correct the address, or make a new token with `stokehold node token` at the \
+         cluster that is meant; if both are right, someone in between answers"
     )]
     OtherAuthority { address: String, presented: String },
     #[error("the scheduler at {address} cannot be trusted: {problem}")]

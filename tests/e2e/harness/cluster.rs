@@ -211,7 +211,7 @@ impl Cluster {
         let context = self.context();
         let ca = std::fs::read(context["ca_file"].as_str().expect("ca_file")).expect("ca");
         reqwest::Client::builder()
-            .tls_certs_only([reqwest::Certificate::from_pem(&ca).expect("certificate")])
+            .tls_certs_only(reqwest::Certificate::from_pem_bundle(&ca).expect("certificates"))
             .timeout(Duration::from_secs(60))
             .no_proxy()
             .build()
