@@ -489,7 +489,15 @@ mod tests {
         let pem = issued.expect("signs").certificate_pem;
         let chain = daemon::identity::certificates_in(pem.as_bytes()).expect("PEM");
         assert_eq!(chain.len(), 2, "the link to the old one goes with it");
-        assert!(tls::is_accepted(&chain, "n1.gateway.stokehold.internal", &old));
-        assert!(!tls::is_accepted(&chain[..1], "n1.gateway.stokehold.internal", &old));
+        assert!(tls::is_accepted(
+            &chain,
+            "n1.gateway.stokehold.internal",
+            &old
+        ));
+        assert!(!tls::is_accepted(
+            &chain[..1],
+            "n1.gateway.stokehold.internal",
+            &old
+        ));
     }
 }

@@ -88,9 +88,9 @@ impl Certificates {
             return Ok(());
         }
         let request = held.request_again().map_err(anyhow::Error::msg)?;
-        let issued =
-            self.authorities
-                .sign(&request, &held.subject, &self.names, self.lifetime)?;
+        let issued = self
+            .authorities
+            .sign(&request, &held.subject, &self.names, self.lifetime)?;
         self.credentials.renewed(&issued.certificate_pem, &bundle)?;
         let until = moment(issued.until_unix);
         info!(until, "the scheduler's certificate was renewed");

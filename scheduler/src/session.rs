@@ -13,8 +13,8 @@ use scheduler_core::{Effects, Event};
 use shared::ids::{Role, ServedEntityId};
 use shared::report::{AgentReport, GatewayReport};
 use shared::wire::{
-    ClientBody, ClientFrame, Hello, Holds, PROTOCOL_MAX, PROTOCOL_MIN, Peer, RequestBody, ServerBody,
-    ServerFrame, StreamReply, StreamRequest, Trust, Welcome, WireError, close,
+    ClientBody, ClientFrame, Hello, Holds, PROTOCOL_MAX, PROTOCOL_MIN, Peer, RequestBody,
+    ServerBody, ServerFrame, StreamReply, StreamRequest, Trust, Welcome, WireError, close,
 };
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -64,7 +64,11 @@ pub(crate) async fn run(
             Err(Stopping) => Err(stopping()),
         };
     }
-    shown.trusts = hello.authorities.into_iter().take(MAX_AUTHORITIES).collect();
+    shown.trusts = hello
+        .authorities
+        .into_iter()
+        .take(MAX_AUTHORITIES)
+        .collect();
     let key_hash = shown.key_hash.clone();
     let newcomer = Newcomer {
         peer: peer.clone(),
@@ -229,7 +233,11 @@ async fn take_in(
             key_hash: key_hash.to_owned(),
             issuer: holds.issuer.chars().take(64).collect(),
             not_after_unix: holds.not_after,
-            trusts: holds.authorities.into_iter().take(MAX_AUTHORITIES).collect(),
+            trusts: holds
+                .authorities
+                .into_iter()
+                .take(MAX_AUTHORITIES)
+                .collect(),
         },
     );
     let learnt = shared.control.decide(move |core, _| {

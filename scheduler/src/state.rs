@@ -84,10 +84,7 @@ impl Paths {
 }
 
 /// The cluster's authority; made at a first start.
-pub(crate) fn authority(
-    config: &Config,
-    paths: &Paths,
-) -> Result<Authorities, StateError> {
+pub(crate) fn authority(config: &Config, paths: &Paths) -> Result<Authorities, StateError> {
     let io = |path: &Path| {
         let path = path.to_owned();
         move |source| StateError::Io { path, source }

@@ -25,7 +25,9 @@ fn settled(cluster: &Cluster, phase: &str) -> Value {
 /// The earliest expiry of the nodes' certificates.
 fn expires(status: &Value) -> i64 {
     let nodes = status["nodes"].as_array().expect("nodes");
-    let ends = nodes.iter().map(|it| it["expires_unix"].as_i64().expect("a moment"));
+    let ends = nodes
+        .iter()
+        .map(|it| it["expires_unix"].as_i64().expect("a moment"));
     ends.min().expect("nodes")
 }
 
@@ -81,7 +83,11 @@ fn requests_go_on_across_renewals_a_rotation_of_the_authority_and_a_killed_sched
     cluster.cli(&["ca", "rotate"]);
     cluster.kill_and_wait("scheduler");
     eventually("the scheduler is back", || {
-        cluster.try_cli(&["ca", "status"]).status.success().then_some(())
+        cluster
+            .try_cli(&["ca", "status"])
+            .status
+            .success()
+            .then_some(())
     });
     let replaced = settled(&cluster, "replacing");
     assert_ne!(signer(&replaced), signer(&before));

@@ -261,7 +261,11 @@ impl Core {
         name: &NodeName,
         ctx: &mut Ctx<'_, R>,
     ) -> Result<Effects, ApiError> {
-        if self.nodes.get(name).is_some_and(|node| !node.replicas.is_empty()) {
+        if self
+            .nodes
+            .get(name)
+            .is_some_and(|node| !node.replicas.is_empty())
+        {
             return Err(ApiError::conflict(format!(
                 "replicas on node {name} have not been given up yet: try again in a minute"
             )));

@@ -46,7 +46,9 @@ pub(super) async fn finish(
     let waiting = match api.ca.rotation() {
         None => return Err(refused(RotationError::None)),
         Some((RotationStage::Spreading, _)) => return Err(refused(RotationError::TooEarly)),
-        Some((RotationStage::Replacing, new)) => waiting(&api, RotationStage::Replacing, new).await?,
+        Some((RotationStage::Replacing, new)) => {
+            waiting(&api, RotationStage::Replacing, new).await?
+        }
     };
     if !waiting.is_empty() && !input.force {
         let names: Vec<String> = waiting
@@ -65,7 +67,10 @@ pub(super) async fn finish(
     if waiting.is_empty() {
         info!("the old certificate authority is trusted no longer");
     } else {
-        warn!(nodes = waiting.len(), "the old certificate authority was dropped by force");
+        warn!(
+            nodes = waiting.len(),
+            "the old certificate authority was dropped by force"
+        );
     }
     let cut_off = waiting.clone();
     let closed = api.control.decide(move |_, _| {

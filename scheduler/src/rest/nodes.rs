@@ -66,10 +66,12 @@ pub(super) async fn remove(
     State(api): State<Api>,
     Named(name): Named<NodeName>,
 ) -> Result<Json<Value>, Refusal> {
-    let removed = api.control.decide(move |core, ctx| match core.remove_node(&name, ctx) {
-        Ok(effects) => (Ok(()), effects),
-        Err(error) => (Err(error), Effects::default()),
-    });
+    let removed = api
+        .control
+        .decide(move |core, ctx| match core.remove_node(&name, ctx) {
+            Ok(effects) => (Ok(()), effects),
+            Err(error) => (Err(error), Effects::default()),
+        });
     removed.await??;
     Ok(Json(json!({})))
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use daemon::credentials::Credentials;
 use daemon::identity::{Identity, new_request, to_pem, unix_now};
 use daemon::join::{JoinError, join};
-use daemon::link::{LinkEvent, LinkOptions, link};
+use daemon::link::{LinkEvent, LinkHandle, LinkOptions, link};
 use daemon::renew::Renewal;
 use daemon::scheduler_call::CallError;
 use prometheus_client::registry::Registry;
@@ -54,6 +54,8 @@ async fn renew(cluster: &Cluster, identity: &Identity) -> (StatusCode, Value) {
 struct Node {
     credentials: Credentials,
     events: tokio::sync::mpsc::Receiver<LinkEvent>,
+    /// The session lasts as long as somebody may send.
+    _handle: LinkHandle,
     _stop: tokio_util::sync::DropGuard,
 }
 
@@ -73,7 +75,7 @@ impl Node {
             credentials: credentials.clone(),
             hello: Arc::new(hello),
         };
-        let (_, events, run) = link(options, cancel.clone());
+        let (handle, events, run) = link(options, cancel.clone());
         tokio::spawn(run);
         let rest = vec![format!("127.0.0.1:{}", cluster.http.port())];
         let renewal = Renewal::new(credentials.clone(), rest, &mut Registry::default());
@@ -85,6 +87,7 @@ impl Node {
         Self {
             credentials,
             events,
+            _handle: handle,
             _stop: cancel.drop_guard(),
         }
     }
@@ -111,7 +114,9 @@ impl Node {
 }
 
 async fn ca_status(cluster: &Cluster) -> Value {
-    cluster.done(Method::GET, "/api/stokehold/v1/ca", None).await
+    cluster
+        .done(Method::GET, "/api/stokehold/v1/ca", None)
+        .await
 }
 
 #[tokio::test]
@@ -138,7 +143,10 @@ async fn a_certificate_of_seconds_is_renewed_again_and_again_under_one_session()
     assert_eq!(node.broke(), None, "the session went on");
     assert_eq!(node.credentials.key_hash().expect("a key"), key);
     let kept = Identity::load(&cluster.pki_of(Role::Gateway, "n1")).expect("kept");
-    assert_eq!(to_pem([kept.certificate()]), node.credentials.certificate_pem());
+    assert_eq!(
+        to_pem([kept.certificate()]),
+        node.credentials.certificate_pem()
+    );
     // The scheduler has renewed its own meanwhile, and serves with it.
     let own = Identity::load(&cluster.config.pki_dir).expect("an identity");
     let renewed = daemon::identity::validity_of(own.certificate()).expect("valid");
@@ -194,7 +202,10 @@ async fn another_key_a_foreign_certificate_and_a_revoked_node_are_not_renewed() 
     foreign["certificate_pem"] = json!(forged.expect("signs"));
     let (status, text) = refused(foreign).await;
     assert_eq!(status, StatusCode::FORBIDDEN);
-    assert!(text.contains("no authority that this cluster trusts"), "{text}");
+    assert!(
+        text.contains("no authority that this cluster trusts"),
+        "{text}"
+    );
 
     eventually("the spacing to pass", async || {
         let (status, _) = renew(&cluster, &identity).await;
@@ -209,7 +220,12 @@ async fn another_key_a_foreign_certificate_and_a_revoked_node_are_not_renewed() 
     cluster.done(Method::POST, path, None).await;
     let (status, answer) = renew(&cluster, &identity).await;
     assert_eq!(status, StatusCode::FORBIDDEN, "{answer}");
-    assert!(answer["message"].as_str().expect("a text").contains("revoked"));
+    assert!(
+        answer["message"]
+            .as_str()
+            .expect("a text")
+            .contains("revoked")
+    );
     cluster.stop().await;
 }
 
@@ -223,7 +239,12 @@ async fn a_taken_name_is_refused_and_a_token_made_for_it_replaces_the_keys() {
     let token = cluster.join_token(json!({})).await;
     let taken = join(&token, Role::Gateway, &name, &[], &second).await;
     let text = taken.expect_err("taken").to_string();
-    for part in ["node n1 already", "--replace n1", "node revoke n1", "--node NAME"] {
+    for part in [
+        "node n1 already",
+        "--replace n1",
+        "node revoke n1",
+        "--node NAME",
+    ] {
         assert!(text.contains(part), "{part}: {text}");
     }
     let token = cluster.join_token(json!({"replace": "n1"})).await;
@@ -259,12 +280,21 @@ async fn of_two_machines_with_one_identity_the_first_keeps_its_session_and_the_s
     let copy = cluster.session(&identity, from("b")).await;
     let (code, reason) = copy.closed().await;
     assert_eq!(code, u64::from(close::COPIED));
-    assert!(reason.contains("copied") && reason.contains("--node NAME"), "{reason}");
-    assert!(first.connection.close_reason().is_none(), "the first goes on");
+    assert!(
+        reason.contains("copied") && reason.contains("--node NAME"),
+        "{reason}"
+    );
+    assert!(
+        first.connection.close_reason().is_none(),
+        "the first goes on"
+    );
     let path = "/api/stokehold/v1/nodes";
     let nodes = cluster.done(Method::GET, path, None).await;
     let problem = nodes["nodes"][0]["problem"].as_str().expect("a problem");
-    assert!(problem.contains("127.0.0.1") && problem.contains("copied"), "{problem}");
+    assert!(
+        problem.contains("127.0.0.1") && problem.contains("copied"),
+        "{problem}"
+    );
     // The same machine takes over as ever, and the other one once the first is gone.
     let mut again = cluster.session(&identity, from("a")).await;
     again.next().await.expect("welcome");
@@ -316,7 +346,10 @@ async fn the_authority_is_rotated_under_two_nodes_without_a_session_lost() {
         .await;
     assert_eq!(status, StatusCode::CONFLICT, "{refused}");
     let text = refused["message"].as_str().expect("a text");
-    assert!(text.contains("gateway n3") && text.contains("--force"), "{text}");
+    assert!(
+        text.contains("gateway n3") && text.contains("--force"),
+        "{text}"
+    );
     let revoke = "/api/stokehold/v1/nodes/n3/revoke";
     cluster.done(Method::POST, revoke, None).await;
     cluster.done(Method::POST, finish, Some(json!({}))).await;
@@ -328,17 +361,20 @@ async fn the_authority_is_rotated_under_two_nodes_without_a_session_lost() {
     for node in [&mut n1, &mut n2] {
         assert_eq!(node.broke(), None, "no session was lost");
     }
-    eventually("the old authority alone is not enough any more", async || {
-        let pinned = before.clone();
-        let name = NodeName::parse("n4").expect("valid");
-        let folder = cluster.folder.path().join("n4");
-        let refused = join(&pinned, Role::Gateway, &name, &[], &folder).await;
-        matches!(
-            refused,
-            Err(JoinError::Call(CallError::OtherAuthority { .. }))
-        )
-        .then_some(())
-    })
+    eventually(
+        "the old authority alone is not enough any more",
+        async || {
+            let pinned = before.clone();
+            let name = NodeName::parse("n4").expect("valid");
+            let folder = cluster.folder.path().join("n4");
+            let refused = join(&pinned, Role::Gateway, &name, &[], &folder).await;
+            matches!(
+                refused,
+                Err(JoinError::Call(CallError::OtherAuthority { .. }))
+            )
+            .then_some(())
+        },
+    )
     .await;
     cluster.stop().await;
 }

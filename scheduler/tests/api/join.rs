@@ -60,7 +60,10 @@ async fn a_wrong_token_admits_nobody() {
     let mut pinned = token.clone();
     pinned.ca_sha256 = "0".repeat(64);
     let other = refusal(&cluster, &pinned, Role::Agent, "n1").await;
-    assert!(matches!(other, JoinError::Call(CallError::OtherAuthority { .. })), "{other}");
+    assert!(
+        matches!(other, JoinError::Call(CallError::OtherAuthority { .. })),
+        "{other}"
+    );
     let path = format!("/api/stokehold/v1/node-tokens/{}", token.id);
     cluster.done(Method::DELETE, &path, None).await;
     let deleted = refusal(&cluster, &token, Role::Agent, "n1").await;
@@ -76,7 +79,9 @@ async fn an_expired_token_says_so() {
         // A role that the token never admits tells whether it has expired and does not use it up.
         let refused = refusal(&cluster, &token, Role::Scheduler, "n1").await;
         match refused {
-            JoinError::Call(CallError::Refused { message, .. }) if message.contains("expired") => break message,
+            JoinError::Call(CallError::Refused { message, .. }) if message.contains("expired") => {
+                break message;
+            }
             _ => tokio::time::sleep(Duration::from_millis(100)).await,
         }
     };

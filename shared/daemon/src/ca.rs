@@ -88,10 +88,9 @@ impl CertificateAuthority {
     /// From the first certificate of a PEM text, and its key.
     pub fn from_pem(certificate: &str, key: &str, cluster: &ClusterId) -> Result<Self, String> {
         let pair = KeyPair::from_pem(key).map_err(|e| e.to_string())?;
-        let certificate = CertificateDer::from_pem_slice(certificate.as_bytes())
-            .map_err(|e| e.to_string())?;
-        let issuer =
-            Issuer::from_ca_cert_der(&certificate, pair).map_err(|e| e.to_string())?;
+        let certificate =
+            CertificateDer::from_pem_slice(certificate.as_bytes()).map_err(|e| e.to_string())?;
+        let issuer = Issuer::from_ca_cert_der(&certificate, pair).map_err(|e| e.to_string())?;
         Ok(Self {
             cluster: cluster.clone(),
             issuer,

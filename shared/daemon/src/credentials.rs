@@ -15,8 +15,8 @@ use tokio::sync::watch;
 
 use crate::ca;
 use crate::identity::{
-    Identity, IdentityError, Validity, certificates_in, key_hash_of, names_of, server_name,
-    to_pem, unix_now, validity_of,
+    Identity, IdentityError, Validity, certificates_in, key_hash_of, names_of, server_name, to_pem,
+    unix_now, validity_of,
 };
 use crate::tls::{self, TlsError};
 
@@ -109,7 +109,12 @@ impl Credentials {
     /// SHA-256 (hex) of each trusted authority.
     pub fn authorities(&self) -> Vec<String> {
         let current = self.0.current.load();
-        current.identity.authorities.iter().map(ca::hex_of).collect()
+        current
+            .identity
+            .authorities
+            .iter()
+            .map(ca::hex_of)
+            .collect()
     }
 
     /// SHA-256 (hex) of the authority that signed the certificate; `None` where that is trusted no
@@ -135,9 +140,8 @@ impl Credentials {
     /// Uses a renewed certificate for the same key, and keeps it first.
     pub fn renewed(&self, certificate_pem: &str, ca_pem: &str) -> Result<(), CredentialsError> {
         let held = self.identity();
-        let parse = |pem: &str| {
-            certificates_in(pem.as_bytes()).map_err(CredentialsError::Authorities)
-        };
+        let parse =
+            |pem: &str| certificates_in(pem.as_bytes()).map_err(CredentialsError::Authorities);
         let identity = Identity::of(parse(certificate_pem)?, parse(ca_pem)?, held.key)?;
         if identity.subject != held.subject {
             return Err(CredentialsError::OtherSubject {

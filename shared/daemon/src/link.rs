@@ -17,8 +17,8 @@ use quinn::{Connection, RecvStream, SendStream};
 use rand::RngExt as _;
 use shared::ids::{ClusterId, NodeName, Role};
 use shared::wire::{
-    ClientBody, ClientFrame, Hello, Holds, RequestBody, ServerBody, ServerFrame, StreamRequest, Welcome,
-    close,
+    ClientBody, ClientFrame, Hello, Holds, RequestBody, ServerBody, ServerFrame, StreamRequest,
+    Welcome, close,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -322,7 +322,11 @@ impl Runner {
         let mut readers = JoinSet::new();
         let credentials = self.options.credentials.clone();
         let mut changes = credentials.changes();
-        readers.spawn(read_frames(receive, credentials.clone(), self.events.clone()));
+        readers.spawn(read_frames(
+            receive,
+            credentials.clone(),
+            self.events.clone(),
+        ));
         readers.spawn(accept_requests(connection.clone(), self.events.clone()));
         let end = loop {
             let body = tokio::select! {
@@ -409,7 +413,10 @@ async fn read_frames(
             Ok(Some(ServerFrame {
                 body: Some(ServerBody::Trust(trust)),
             })) => match credentials.trust(&trust.authorities_pem, &trust.signer) {
-                Ok(()) => debug!(signer = trust.signer, "authorities are as the scheduler says"),
+                Ok(()) => debug!(
+                    signer = trust.signer,
+                    "authorities are as the scheduler says"
+                ),
                 Err(error) => {
                     warn!(error = %Chain(&error), "the scheduler's authorities were not taken over");
                 }

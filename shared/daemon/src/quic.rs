@@ -139,9 +139,7 @@ pub fn peer_subject(connection: &Connection) -> Result<Subject, IdentityError> {
 }
 
 /// The certificate of the other end. TLS has verified it.
-pub fn peer_certificate(
-    connection: &Connection,
-) -> Result<CertificateDer<'static>, IdentityError> {
+pub fn peer_certificate(connection: &Connection) -> Result<CertificateDer<'static>, IdentityError> {
     let chain = connection
         .peer_identity()
         .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())

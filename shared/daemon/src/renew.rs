@@ -244,8 +244,11 @@ impl Retry {
 
     /// Doubles up to ten minutes or a twentieth of the life.
     fn failed(&mut self, reason: String, pressing: bool, life_s: i64, share: f64) {
-        let longest = Duration::from_secs(life_s.unsigned_abs() / 20).clamp(RETRY_FIRST, RETRY_LAST);
-        let step = self.step.map_or(RETRY_FIRST, |step| (step * 2).min(longest));
+        let longest =
+            Duration::from_secs(life_s.unsigned_abs() / 20).clamp(RETRY_FIRST, RETRY_LAST);
+        let step = self
+            .step
+            .map_or(RETRY_FIRST, |step| (step * 2).min(longest));
         self.step = Some(step);
         self.wait = Some(step.mul_f64(share));
         self.reason = reason;

@@ -127,7 +127,10 @@ pub(crate) async fn post<B: Serialize, R: DeserializeOwned>(
     }
     let (code, message) = match response.json::<ErrorBody>().await {
         Ok(body) => (body.error_code, body.message),
-        Err(_) => (status.as_u16().to_string(), "no reason was given".to_owned()),
+        Err(_) => (
+            status.as_u16().to_string(),
+            "no reason was given".to_owned(),
+        ),
     };
     Err(CallError::Refused {
         address: at(),
@@ -148,7 +151,9 @@ fn of_transport(address: String, error: reqwest::Error) -> CallError {
             let name = seen.and_then(|seen| seen.name.as_deref());
             let presented = match name {
                 Some(name) if name.starts_with(crate::ca::AUTHORITY_NAME) => {
-                    format!("that of another cluster, or of this one under another authority ({name})")
+                    format!(
+                        "that of another cluster, or of this one under another authority ({name})"
+                    )
                 }
                 Some(name) => format!("another HTTPS server (certificate of {name:?})"),
                 None => "another HTTPS server".to_owned(),
@@ -159,6 +164,10 @@ fn of_transport(address: String, error: reqwest::Error) -> CallError {
             address,
             problem: tls::explain(error).unwrap_or_else(|| error.to_string()),
         },
+        Some(rustls::Error::AlertReceived(_) | rustls::Error::PeerIncompatible(_)) => {
+            let presented = "another TLS server, which does not talk to this one".to_owned();
+            CallError::OtherAuthority { address, presented }
+        }
         Some(rustls::Error::InvalidMessage(_)) => CallError::NotTls { address, source },
         _ if source.is_connect() || source.is_timeout() => {
             CallError::Unreachable { address, source }

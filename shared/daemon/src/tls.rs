@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use rustls::client::{ResolvesClientCert, Resumption, WebPkiServerVerifier};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{ResolvesClientCert, Resumption, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
@@ -453,7 +453,9 @@ pub(crate) fn explain(error: &Error) -> Option<String> {
         CertificateError::NotValidYetContext { time, not_before } => {
             clock(time, "only from", not_before)
         }
-        CertificateError::ExpiredContext { time, not_after } => clock(time, "only until", not_after),
+        CertificateError::ExpiredContext { time, not_after } => {
+            clock(time, "only until", not_after)
+        }
         CertificateError::UnknownIssuer | CertificateError::BadSignature => {
             "what answers there is not this node's scheduler: its certificate is of another \
              authority. Correct the address (`scheduler` in the configuration, or `scheduler.json` \
@@ -481,7 +483,11 @@ mod tests {
             not_before: at(86_400),
         };
         let text = explain(&Error::InvalidCertificate(early)).expect("explained");
-        for part in ["1970-01-01T00:00:00Z", "1970-01-02T00:00:00Z", "timedatectl"] {
+        for part in [
+            "1970-01-01T00:00:00Z",
+            "1970-01-02T00:00:00Z",
+            "timedatectl",
+        ] {
             assert!(text.contains(part), "{text}");
         }
     }

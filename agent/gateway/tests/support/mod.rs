@@ -123,7 +123,8 @@ impl Node {
         let run_dir = tempfile::tempdir().expect("folder");
         let mut registry = Registry::default();
         let gateway_options = Options {
-            credentials: daemon::credentials::Credentials::new(identity.clone(), None).expect("usable"),
+            credentials: daemon::credentials::Credentials::new(identity.clone(), None)
+                .expect("usable"),
             run_dir: run_dir.path().to_owned(),
             scheduler: options.scheduler,
             hold: options.hold,

@@ -97,7 +97,10 @@ fn show(status: &CaStatus, output: &Output) -> anyhow::Result<()> {
     output.line(summary(status))?;
     output.table(&table(status, SystemTime::now()))?;
     for it in &status.waiting_for {
-        output.line(format!("waits for {} of node {}: {}", it.role, it.node, it.reason))?;
+        output.line(format!(
+            "waits for {} of node {}: {}",
+            it.role, it.node, it.reason
+        ))?;
     }
     output.line(format!("next: {}", status.next))
 }
@@ -137,7 +140,11 @@ fn expires(node: &CaNode, now: SystemTime) -> Field {
     let left = now
         .duration_since(SystemTime::UNIX_EPOCH)
         .map_or(0, |now| now.as_secs());
-    let tone = if expires > left { Tone::Plain } else { Tone::Bad };
+    let tone = if expires > left {
+        Tone::Plain
+    } else {
+        Tone::Bad
+    };
     Field::toned(format::until_unix(expires, now), tone)
 }
 
@@ -181,7 +188,10 @@ mod tests {
             shown.contains("authority bbbbbbbbbbbbbbbb: signs, valid until 1970-01-02T00:00:00Z"),
             "{shown}"
         );
-        assert!(shown.contains("authority aaaaaaaaaaaaaaaa: trusted"), "{shown}");
+        assert!(
+            shown.contains("authority aaaaaaaaaaaaaaaa: trusted"),
+            "{shown}"
+        );
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(60);
         let rows = table(&status, now).render(None, false);
         assert!(rows.contains("bbbbbbbbbbbbbbbb"), "{rows}");

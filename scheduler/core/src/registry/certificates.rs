@@ -168,12 +168,7 @@ impl Registry {
     }
 
     /// Whether the holder of this key may have a session as this node.
-    pub fn admit(
-        &self,
-        node: &NodeName,
-        role: Role,
-        key_hash: &str,
-    ) -> Result<(), SessionRefusal> {
+    pub fn admit(&self, node: &NodeName, role: Role, key_hash: &str) -> Result<(), SessionRefusal> {
         let Some(record) = self.nodes.get(node) else {
             return Ok(());
         };
@@ -388,7 +383,9 @@ mod tests {
         wrong_role.role = Role::Gateway;
         let stranger = registry.renew(&wrong_role, DAY);
         assert!(matches!(stranger, Err(RenewalRefusal::Unknown { .. })));
-        registry.renew(&attempt(&n1, "k", DAY), DAY).expect("renews");
+        registry
+            .renew(&attempt(&n1, "k", DAY), DAY)
+            .expect("renews");
         let haste = registry.renew(&attempt(&n1, "k", DAY + 9), DAY + 9);
         assert!(matches!(haste, Err(RenewalRefusal::TooSoon { .. })));
         registry
@@ -447,9 +444,15 @@ mod tests {
     #[test]
     fn a_name_is_free_again_when_the_last_certificate_of_the_revoked_node_has_expired() {
         let (mut registry, n1) = (joined(), n1());
-        assert_eq!(registry.remove_node(&n1, DAY).expect_err("a member").status, 409);
+        assert_eq!(
+            registry.remove_node(&n1, DAY).expect_err("a member").status,
+            409
+        );
         registry.revoke(&n1).expect("revokes");
-        assert_eq!(registry.remove_node(&n1, DAY).expect_err("valid").status, 409);
+        assert_eq!(
+            registry.remove_node(&n1, DAY).expect_err("valid").status,
+            409
+        );
         registry.remove_node(&n1, WEEK + 1).expect("removes");
         assert!(registry.node(&n1).is_none());
     }
