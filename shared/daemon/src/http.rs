@@ -350,7 +350,7 @@ mod tests {
         }
 
         async fn connect(&self, alpn: &[u8]) -> TlsStream<TcpStream> {
-            let mut config = tls::https_client(&self.identity.ca).expect("TLS");
+            let mut config = tls::https_client(&self.identity.authorities).expect("TLS");
             config.alpn_protocols = vec![alpn.to_vec()];
             let stream = TcpStream::connect(("127.0.0.1", self.port))
                 .await

@@ -56,7 +56,10 @@ async fn an_address_that_leads_nowhere_says_so() {
     let address = listener.local_addr().expect("bound").to_string();
     drop(listener);
     let text = told(&address, &"0".repeat(64)).await;
-    assert!(text.contains("nothing answers") && text.contains("firewall"), "{text}");
+    assert!(
+        text.contains("nothing answers") && text.contains("firewall"),
+        "{text}"
+    );
     let text = told("no-such-host.invalid:7443", &"0".repeat(64)).await;
     assert!(text.contains("does not resolve"), "{text}");
 }
@@ -76,19 +79,27 @@ async fn a_server_that_is_no_scheduler_is_told_from_one_of_another_cluster() {
 
     let key = KeyPair::generate().expect("a key");
     let mut params = CertificateParams::new(vec!["www.example".to_owned()]).expect("a name");
-    params.distinguished_name.push(DnType::CommonName, "www.example");
+    params
+        .distinguished_name
+        .push(DnType::CommonName, "www.example");
     let web = params.self_signed(&key).expect("signed");
     let config = server_config(vec![web.der().clone()], &key);
     let (address, _stop) = https_server(config).await;
     let text = told(&address.to_string(), &"0".repeat(64)).await;
-    assert!(text.contains("another HTTPS server") && text.contains("www.example"), "{text}");
+    assert!(
+        text.contains("another HTTPS server") && text.contains("www.example"),
+        "{text}"
+    );
 
     let other = CertificateAuthority::create(&ClusterId::from_bits(9));
     let config = tls::https_server(&scheduler_of(&other)).expect("TLS");
     let (address, _stop) = https_server(config).await;
     let text = told(&address.to_string(), &"0".repeat(64)).await;
     let cluster = ClusterId::from_bits(9).to_string();
-    assert!(text.contains("another cluster") && text.contains(&cluster), "{text}");
+    assert!(
+        text.contains("another cluster") && text.contains(&cluster),
+        "{text}"
+    );
     assert!(text.contains("stokehold node token"), "{text}");
 }
 
@@ -111,7 +122,12 @@ async fn a_clock_that_is_a_day_off_is_named_with_both_times() {
         let chain = vec![leaf.der().clone(), authority.der().clone()];
         let (address, _stop) = https_server(server_config(chain, &key)).await;
         let text = told(&address.to_string(), &pin).await;
-        for part in [bound, "by this machine's clock it is", "timedatectl", &year(now)] {
+        for part in [
+            bound,
+            "by this machine's clock it is",
+            "timedatectl",
+            &year(now),
+        ] {
             assert!(text.contains(part), "{part}: {text}");
         }
     }
