@@ -248,7 +248,7 @@ impl Core {
         self.node_description(name)
     }
 
-    /// Something is wrong with a node's identity: `stokehold node list` shows it.
+    /// Something is wrong with a node's identity: `stokehold node list` and `node describe` show it.
     pub fn note_problem(&mut self, node: &NodeName, problem: String, now: MonoTime) {
         if let Some(node) = self.nodes.get_mut(node) {
             node.problem = Some((now, problem));

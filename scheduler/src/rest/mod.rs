@@ -169,10 +169,7 @@ fn stokehold() -> Router<Api> {
                 .delete(images::delete),
         )
         .route("/nodes", get(nodes::list))
-        .route(
-            "/nodes/{name}",
-            get(nodes::describe).delete(nodes::remove),
-        )
+        .route("/nodes/{name}", get(nodes::describe).delete(nodes::remove))
         .route("/nodes/{name}/revoke", post(nodes::revoke))
         .route(
             "/node-tokens",

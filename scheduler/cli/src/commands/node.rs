@@ -102,11 +102,7 @@ pub(crate) async fn run(
         NodeCommand::List => {
             let list: NodeList = client.call(Call::get("/api/stokehold/v1/nodes")).await?;
             output.rows(&list, || table(&list.nodes))?;
-            for node in &list.nodes {
-                if let Some(problem) = &node.problem {
-                    output.warn(format!("node {}: {problem}", node.name));
-                }
-            }
+            warn_of_problems(&list.nodes, output);
             Ok(())
         }
         NodeCommand::Remove(args) => {
@@ -136,7 +132,9 @@ async fn describe(args: &DescribeArgs, client: &Client, output: &Output) -> anyh
         return output.json(&client.call::<Value>(call).await?);
     }
     let description: NodeDescription = client.call(call).await?;
-    output.table(&table(std::slice::from_ref(&description.node)))?;
+    let node = std::slice::from_ref(&description.node);
+    output.table(&table(node))?;
+    warn_of_problems(node, output);
     if let Some(reason) = &description.node.gpus_absent {
         output.line(format!("\nno GPUs: {reason}"))?;
     }
@@ -144,6 +142,15 @@ async fn describe(args: &DescribeArgs, client: &Client, output: &Output) -> anyh
     output.table(&replica_table(&description.replicas))?;
     output.line("\nevents")?;
     output.table(&events::table(&description.events, SystemTime::now()))
+}
+
+/// A refused machine is not in the table: the one with its name is.
+fn warn_of_problems(nodes: &[NodeSummary], output: &Output) {
+    for node in nodes {
+        if let Some(problem) = &node.problem {
+            output.warn(format!("node {}: {problem}", node.name));
+        }
+    }
 }
 
 async fn token(args: TokenArgs, client: &Client, output: &Output) -> anyhow::Result<()> {
