@@ -1,6 +1,6 @@
 //! `agent.toml`. Unknown keys are refused; every key has a default.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use daemon::telemetry::LogConfig;
@@ -8,6 +8,9 @@ use nix::unistd::{Gid, Group};
 use serde::Deserialize;
 use shared::ids::{InvalidName, NodeName};
 use shared::units::Bytes;
+
+use crate::network::conflist::Subnet;
+use crate::network::result::is_interface;
 
 pub const DEFAULT_PATH: &str = "/etc/stokehold/agent.toml";
 
@@ -72,7 +75,74 @@ pub struct Config {
     /// serves them nowhere. Default: 127.0.0.1:7492.
     #[serde(deserialize_with = "listen_address")]
     pub admin_listen: Option<SocketAddr>,
+    pub network: NetworkConfig,
     pub log: LogConfig,
+}
+
+/// Interfaces of replicas that listen on TCP or may connect to something of themselves. Nothing of it
+/// is used before a replica needs it.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NetworkConfig {
+    /// The folders of CNI plugins, the first one that has a plugin wins.
+    /// Default: /opt/cni/bin, /usr/lib/cni.
+    pub cni_bin_dirs: Vec<PathBuf>,
+    /// The bridge that replicas' interfaces are on, and the name of the nftables tables that guard them.
+    /// At most 15 bytes. Default: stokehold0. Several agents on one machine need a name each.
+    pub bridge: String,
+    /// The replicas' IPv4 addresses, from /8 to /29; they mean nothing beyond the node.
+    /// Default: 10.231.0.0/20. Change it where that network is in use on this node, or is a destination.
+    pub subnet: String,
+    /// A conflist of your own instead of that bridge, for `bridge` or `ptp` with any address plugin.
+    /// Default: none.
+    pub conflist: Option<PathBuf>,
+    /// The resolvers of replicas whose template says `dns`. Default: those of /etc/resolv.conf, or of
+    /// systemd-resolved, that are not on loopback.
+    pub resolvers: Option<Vec<IpAddr>>,
+}
+
+impl Default for NetworkConfig {
+    fn default() -> Self {
+        Self {
+            cni_bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
+            bridge: "stokehold0".into(),
+            subnet: "10.231.0.0/20".into(),
+            conflist: None,
+            resolvers: None,
+        }
+    }
+}
+
+impl NetworkConfig {
+    pub fn subnet(&self) -> Result<Subnet, InvalidConfig> {
+        self.subnet.parse().map_err(|()| {
+            let problem = "must be an IPv4 network without host bits, from /8 to /29: 10.231.0.0/20";
+            invalid("network.subnet", &self.subnet, problem)
+        })
+    }
+
+    fn check(&self) -> Result<(), InvalidConfig> {
+        self.subnet()?;
+        // nft takes no other names for a table.
+        let letter = self.bridge.starts_with(|c: char| c.is_ascii_alphabetic());
+        if !letter || !is_interface(&self.bridge) {
+            let problem = "must be a letter and up to 14 of A-Z a-z 0-9 - _ .";
+            return Err(invalid("network.bridge", &self.bridge, problem));
+        }
+        let folders = self.cni_bin_dirs.iter().map(|path| ("network.cni_bin_dirs", path));
+        let conflist = self.conflist.iter().map(|path| ("network.conflist", path));
+        for (key, path) in folders.chain(conflist) {
+            if !is_plain_absolute(path) {
+                let problem = "must be an absolute path in UTF-8 without `..`";
+                return Err(invalid(key, path.display(), problem));
+            }
+        }
+        if let Some(loopback) = self.resolvers.iter().flatten().find(|a| a.is_loopback()) {
+            let problem = "is the replica's own loopback: name an address that others can reach";
+            return Err(invalid("network.resolvers", loopback, problem));
+        }
+        Ok(())
+    }
 }
 
 impl Default for Config {
@@ -97,6 +167,7 @@ impl Default for Config {
             memory_reserved: Bytes::mib(512),
             nvml_library: None,
             admin_listen: Some(SocketAddr::from(([127, 0, 0, 1], 7492))),
+            network: NetworkConfig::default(),
             log: LogConfig::default(),
         }
     }
@@ -188,6 +259,7 @@ impl Config {
                 problem,
             ));
         }
+        self.network.check()?;
         self.instance().map(|_| ())
     }
 
@@ -292,6 +364,13 @@ mod tests {
             "replica_uid_start = 0",
             "replica_uid_start = 2147483000",
             "replica_uid_count = 0",
+            "network.subnet = \"10.231.0.1/20\"",
+            "network.subnet = \"10.231.0.0/30\"",
+            "network.bridge = \"0bridge\"",
+            "network.bridge = \"averyverylongname\"",
+            "network.cni_bin_dirs = [\"cni\"]",
+            "network.conflist = \"10-net.conflist\"",
+            "network.resolvers = [\"127.0.0.53\"]",
         ] {
             assert!(parse(bad).check().is_err(), "{bad} was accepted");
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use shared::plan::{PlannedImage, PlannedReplica};
-use shared::runtime::{REPLICA_FOLDER, REPLICA_SOCKET};
+use shared::runtime::{REPLICA_FOLDER, REPLICA_SOCKET, Transport};
 
 /// How many threads numeric libraries start. They would take one for each core of the machine, since
 /// they do not look at the quota that they run under, and then be held back for most of each period.
@@ -33,7 +33,11 @@ pub fn of(replica: &PlannedReplica, image: &PlannedImage) -> Result<Vec<String>,
         variables.insert(name, value);
     }
     let socket = format!("{REPLICA_FOLDER}/{REPLICA_SOCKET}");
-    variables.insert("STOKEHOLD_SOCKET", &socket);
+    let port = container.port.map(|port| port.to_string());
+    match (container.transport, &port) {
+        (Transport::Tcp, Some(port)) => variables.insert("STOKEHOLD_PORT", port),
+        (Transport::Tcp | Transport::Unix, _) => variables.insert("STOKEHOLD_SOCKET", &socket),
+    };
     variables.insert("STOKEHOLD_MODEL_DIR", &container.model_mount);
     variables.insert("STOKEHOLD_REPLICA", replica.id.as_str());
     variables.insert("STOKEHOLD_ENDPOINT", replica.endpoint.as_str());
@@ -77,6 +81,16 @@ mod tests {
                 "STOKEHOLD_SOCKET=/run/stokehold/http.sock",
             ],
         );
+    }
+
+    #[test]
+    fn a_replica_that_listens_on_tcp_is_told_its_port_instead_of_a_socket() {
+        let mut replica = planned_replica(1);
+        replica.container.transport = Transport::Tcp;
+        replica.container.port = Some(8080);
+        has(&replica, &["STOKEHOLD_PORT=8080"]);
+        let got = of(&replica, &planned_image()).expect("valid");
+        assert!(!got.iter().any(|v| v.starts_with("STOKEHOLD_SOCKET=")));
     }
 
     #[test]

@@ -63,6 +63,8 @@ pub(crate) fn planned_replica(n: u64) -> PlannedReplica {
             tmp_bytes: 16 << 20,
             model_mount: "/model".into(),
             transport: Transport::Unix,
+            port: None,
+            egress: Default::default(),
             invocations_path: "/invocations".into(),
             health: HealthProbe {
                 path: "/ping".into(),

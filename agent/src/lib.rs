@@ -22,6 +22,7 @@
 //! | [`look`], [`containerd`] | what there is; the calls to containerd, each with a time-out |
 //! | [`executor`], [`steps`] | carry out what was decided, bounded |
 //! | [`folder`], [`logs`], [`cgroup`] | replicas' folders, log folders and control groups |
+//! | [`network`] | interfaces and rules of replicas that need more than loopback |
 //! | [`models`] | the model cache, filled over the session |
 //! | [`sampler`] | measures machine, replicas and GPUs |
 //! | [`session`] | talks to the scheduler |
@@ -39,6 +40,7 @@ pub mod logs;
 pub mod look;
 pub mod metrics;
 pub mod models;
+pub mod network;
 pub mod reconcile;
 pub mod replica;
 pub mod sampler;

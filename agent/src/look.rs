@@ -13,6 +13,7 @@ use crate::containerd::images::KnownImage;
 use crate::containerd::{CallError, Containerd};
 use crate::folder::FolderError;
 use crate::ledger::ReplicaRecord;
+use crate::network::NetworkError;
 use crate::replica::{ContainerState, LocalFiles};
 use crate::steps::Steps;
 
@@ -37,6 +38,8 @@ pub enum LookError {
     Call(#[from] CallError),
     #[error(transparent)]
     Folder(#[from] FolderError),
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     #[error("looking at containerd took longer than {LIMIT:?}")]
     TimedOut,
 }
@@ -49,8 +52,7 @@ pub async fn look(steps: &Steps, planned: &[PlannedImage]) -> Result<Look, LookE
             tokio::try_join!(containers, images)?;
         Ok::<_, LookError>(Look {
             containers,
-            // One folder of a few entries, in memory.
-            local: steps.folders.list()?,
+            local: local(steps)?,
             images_ready,
             images_ours,
             unreadable,
@@ -59,6 +61,15 @@ pub async fn look(steps: &Steps, planned: &[PlannedImage]) -> Result<Look, LookE
     tokio::time::timeout(LIMIT, work)
         .await
         .map_err(|_| LookError::TimedOut)?
+}
+
+/// Folders of a few entries, in memory.
+fn local(steps: &Steps) -> Result<BTreeMap<ReplicaId, LocalFiles>, LookError> {
+    let mut found = steps.folders.list()?;
+    for id in steps.networks.list()? {
+        found.entry(id).or_default().network = true;
+    }
+    Ok(found)
 }
 
 type Containers = BTreeMap<ReplicaId, (ReplicaRecord, ContainerState)>;

@@ -347,6 +347,7 @@ mod tests {
             local: LocalFiles {
                 folder: true,
                 announced: true,
+                network: false,
             },
             ..ReplicaObserved::default()
         };
@@ -444,6 +445,7 @@ mod tests {
             local: LocalFiles {
                 folder: true,
                 announced: false,
+                network: false,
             },
             ..ReplicaObserved::default()
         };
@@ -562,6 +564,7 @@ mod tests {
                 replica.local = LocalFiles {
                     folder: true,
                     announced: true,
+                    network: false,
                 };
                 record.life = Life::Started {
                     boot: BootId("b".into()),

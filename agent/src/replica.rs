@@ -105,6 +105,8 @@ pub struct LocalFiles {
     pub folder: bool,
     /// The file that tells the gateway of it.
     pub announced: bool,
+    /// A network namespace, or the record of an interface.
+    pub network: bool,
 }
 
 /// How far a stop is.
@@ -312,7 +314,7 @@ fn patient(view: &ReplicaView, step: Option<Step>, now: MonoTime) -> Option<Step
 }
 
 fn has_files(view: &ReplicaView) -> bool {
-    view.local.folder || view.local.announced
+    view.local.folder || view.local.announced || view.local.network
 }
 
 fn trouble_reason(view: &ReplicaView) -> String {
@@ -557,15 +559,18 @@ mod tests {
             container,
             stop,
             trouble,
-            any::<bool>(),
-            any::<bool>(),
+            any::<[bool; 3]>(),
         )
             .prop_map(
-                |(wanted, life, container, stop, trouble, folder, announced)| ReplicaView {
+                |(wanted, life, container, stop, trouble, [folder, announced, network])| ReplicaView {
                     wanted,
                     life,
                     container,
-                    local: LocalFiles { folder, announced },
+                    local: LocalFiles {
+                        folder,
+                        announced,
+                        network,
+                    },
                     stop,
                     grace: Duration::from_secs(20),
                     trouble,

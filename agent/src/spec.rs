@@ -2,7 +2,7 @@
 //!
 //! What always holds of a spec made here: a user of its own, no capability in any set, no new
 //! privileges, a read-only root, a seccomp filter that denies by default, new namespaces of every kind
-//! but user (and a network namespace with nothing but loopback), limits on memory, swap, CPU and
+//! but user (a network namespace with nothing but loopback, or the one that was made for it), limits on memory, swap, CPU and
 //! processes, and nothing of the host but the model (read-only) and the replica's folder.
 
 use std::path::{Path, PathBuf};
@@ -42,6 +42,10 @@ pub struct SpecContext {
     /// `cgroup_parent`.
     pub cgroup_parent: String,
     pub instance: String,
+    /// Its network namespace, where it has an interface; else runc makes one.
+    pub netns: Option<PathBuf>,
+    /// For `/etc/resolv.conf`, where it may ask resolvers.
+    pub resolv_conf: Option<PathBuf>,
     /// [`OPEN_FILES`], or less where this machine's services may not raise their limits.
     pub open_files: u64,
 }
@@ -68,8 +72,10 @@ pub enum SpecError {
         RESERVED.join(", ")
     )]
     ModelMount { path: String },
-    #[error("transport \"tcp\" is not supported by this agent: use \"unix\"")]
-    Tcp,
+    #[error("transport \"tcp\" needs a port from 1024 on, and only that")]
+    Port,
+    #[error("it needs an interface, but has no network namespace")]
+    NoInterface,
     #[error("{gpus} GPUs are asked for, but this agent gives none out: set gpus = 0")]
     Gpus { gpus: u32 },
     #[error("{problem}")]
@@ -84,6 +90,9 @@ pub fn render(
     check(replica)?;
     if context.uid == 0 {
         return Err(SpecError::Root);
+    }
+    if replica.container.needs_interface() != context.netns.is_some() {
+        return Err(SpecError::NoInterface);
     }
     let environment = environment::of(replica, image)?;
     let spec = SpecBuilder::default()
@@ -123,9 +132,10 @@ fn check(replica: &PlannedReplica) -> Result<(), SpecError> {
             path: container.model_mount.clone(),
         });
     }
-    match container.transport {
-        Transport::Unix => {}
-        Transport::Tcp => return Err(SpecError::Tcp),
+    match (container.transport, container.port) {
+        (Transport::Unix, None) => {}
+        (Transport::Tcp, Some(port)) if port >= 1024 => {}
+        (Transport::Unix | Transport::Tcp, _) => return Err(SpecError::Port),
     }
     if container.resources.gpus > 0 {
         let gpus = container.resources.gpus;
@@ -213,7 +223,11 @@ fn mounts(replica: &PlannedReplica, context: &SpecContext) -> Vec<Mount> {
     let container = &replica.container;
     let shm = format!("size={}", container.shm_bytes);
     let tmp = format!("size={}", container.tmp_bytes);
-    vec![
+    let resolv_conf = context.resolv_conf.iter().map(|file| {
+        let options = ["bind", "rprivate", "ro", "nosuid", "nodev", "noexec"];
+        mount("/etc/resolv.conf", "bind", file, &options)
+    });
+    let mut mounts = vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
         mount(
             "/dev",
@@ -264,7 +278,9 @@ fn mounts(replica: &PlannedReplica, context: &SpecContext) -> Vec<Mount> {
             &context.model_dir,
             &["bind", "rprivate", "ro", "nosuid", "nodev", "noexec"],
         ),
-    ]
+    ];
+    mounts.extend(resolv_conf);
+    mounts
 }
 
 fn linux(replica: &PlannedReplica, context: &SpecContext) -> Linux {
@@ -284,7 +300,6 @@ fn linux(replica: &PlannedReplica, context: &SpecContext) -> Linux {
         LinuxNamespaceType::Ipc,
         LinuxNamespaceType::Uts,
         LinuxNamespaceType::Mount,
-        // Without a path: runc makes one and brings loopback up in it.
         LinuxNamespaceType::Network,
     ];
     match context.cgroups {
@@ -294,10 +309,13 @@ fn linux(replica: &PlannedReplica, context: &SpecContext) -> Linux {
     let namespaces: Vec<_> = kinds
         .into_iter()
         .map(|kind| {
-            LinuxNamespaceBuilder::default()
-                .typ(kind)
-                .build()
-                .expect("every part is given")
+            let builder = LinuxNamespaceBuilder::default().typ(kind);
+            // Without a path runc makes one, and brings loopback up in a network's.
+            let builder = match (kind, &context.netns) {
+                (LinuxNamespaceType::Network, Some(path)) => builder.path(path),
+                _ => builder,
+            };
+            builder.build().expect("every part is given")
         })
         .collect();
     LinuxBuilder::default()
@@ -367,6 +385,8 @@ mod tests {
             cgroups: CgroupLayout::V1 { swap: true },
             cgroup_parent: "/stokehold".into(),
             instance: "default".into(),
+            netns: None,
+            resolv_conf: None,
             open_files: OPEN_FILES,
         }
     }
@@ -425,12 +445,34 @@ mod tests {
         );
         assert_eq!(
             refused(&|r| r.container.transport = Transport::Tcp),
-            SpecError::Tcp
+            SpecError::Port
         );
+        let listens = |r: &mut PlannedReplica| {
+            r.container.transport = Transport::Tcp;
+            r.container.port = Some(8080);
+        };
+        assert_eq!(refused(&listens), SpecError::NoInterface);
         let mut root = context();
         root.uid = 0;
         let refused = render(&planned_replica(1), &planned_image(), &root);
         assert_eq!(refused.expect_err("refused"), SpecError::Root);
+    }
+
+    #[test]
+    fn one_that_needs_an_interface_gets_the_namespace_made_for_it_and_its_resolvers() {
+        let mut context = context();
+        context.netns = Some("/run/stokehold/default/netns/1".into());
+        context.resolv_conf = Some("/var/lib/stokehold/agent/network/1.resolv.conf".into());
+        let mut replica = planned_replica(1);
+        replica.container.transport = Transport::Tcp;
+        replica.container.port = Some(8080);
+        let spec = render(&replica, &planned_image(), &context).expect("valid");
+        let text = serde_json::to_string(&spec).expect("json");
+        assert!(text.contains(r#"{"type":"network","path":"/run/stokehold/default/netns/1"}"#));
+        let mounts = spec.mounts().clone().expect("mounts");
+        let mount = mounts.iter().find(|m| m.destination() == Path::new("/etc/resolv.conf"));
+        let options = mount.expect("mounted").options().clone().expect("options");
+        assert!(options.contains(&"ro".to_owned()));
     }
 
     #[test]

@@ -29,6 +29,7 @@ use crate::ledger::{Ledger, LedgerPath, Opened, UidRange};
 use crate::logs::LogFolders;
 use crate::metrics::Metrics;
 use crate::models::CachedModels;
+use crate::network::{self, Networks};
 use crate::replica::BootId;
 use crate::sampler::gpu::GpuProbe;
 use crate::sampler::{self, Sampler, Samples};
@@ -114,8 +115,12 @@ async fn assemble(
     tasks.spawn("certificate", renewal.run(cancel.clone()));
 
     let containerd = connect(config).await;
+    let folders = Folders::open(&config.run_dir, gateway_gid)?;
+    let networks = networks(config, &instance, gateway_gid.as_raw()).await?;
+    tasks.spawn("networks", Arc::clone(&networks).keep(cancel.clone()));
     let steps = Arc::new(Steps {
-        folders: Folders::open(&config.run_dir, gateway_gid)?,
+        folders,
+        networks,
         logs: LogFolders::open(&config.log_dir, gateway_gid, &config.logshim)?,
         cgroups: Cgroups::detect(Path::new(cgroup::ROOT), &config.cgroup_parent),
         containerd: containerd.clone(),
@@ -177,6 +182,23 @@ async fn assemble(
     tasks.spawn("session", session.run(cancel.clone()));
     tasks.spawn("link", keep_link);
     Ok(())
+}
+
+async fn networks(config: &Config, instance: &str, gateway_gid: u32) -> anyhow::Result<Arc<Networks>> {
+    let network = config.network.clone();
+    let options = network::Options {
+        subnet: network.subnet()?,
+        cni_bin_dirs: network.cni_bin_dirs,
+        bridge: network.bridge,
+        conflist: network.conflist,
+        resolvers: network.resolvers,
+        gateway_gid,
+        instance: instance.to_owned(),
+        state_dir: config.state_dir.join("network"),
+        netns_dir: config.run_dir.join("netns"),
+    };
+    let opened = tokio::task::spawn_blocking(move || Networks::open(options)).await?;
+    Ok(Arc::new(opened.context("take over the networks of replicas")?))
 }
 
 fn credentials(config: &Config) -> anyhow::Result<Credentials> {

@@ -9,6 +9,7 @@ use nix::sys::signal::Signal;
 use shared::api::local::{LOCAL_REPLICA_VERSION, LocalReplica};
 use shared::ids::{ClusterId, ReplicaId};
 use shared::plan::{PlannedImage, PlannedReplica};
+use shared::runtime::Transport;
 
 use crate::cgroup::Cgroups;
 use crate::containerd::containers::NewContainer;
@@ -17,6 +18,7 @@ use crate::containerd::{CallError, Containerd};
 use crate::folder::{FolderError, Folders};
 use crate::ledger::ReplicaRecord;
 use crate::logs::{LogError, LogFolders};
+use crate::network::{NetworkError, Networks};
 use crate::replica::ContainerState;
 use crate::spec::{self, SpecContext, SpecError};
 
@@ -29,6 +31,7 @@ pub struct Steps {
     pub folders: Folders,
     pub logs: LogFolders,
     pub cgroups: Cgroups,
+    pub networks: Arc<Networks>,
     pub instance: String,
     /// See [`open_files`].
     pub open_files: u64,
@@ -62,6 +65,8 @@ pub enum StepError {
     #[error(transparent)]
     Log(#[from] LogError),
     #[error(transparent)]
+    Network(#[from] NetworkError),
+    #[error(transparent)]
     Spec(#[from] SpecError),
     #[error("remove control group {}", path.display())]
     Cgroup {
@@ -87,6 +92,7 @@ impl StepError {
             StepError::StateUnknown | StepError::CutOff(_) => true,
             StepError::Folder(_)
             | StepError::Log(_)
+            | StepError::Network(_)
             | StepError::Spec(_)
             | StepError::Cgroup { .. }
             | StepError::Signal { .. }
@@ -111,6 +117,10 @@ impl Steps {
             | ContainerState::Exited(_) => self.clear_container(id).await?,
         }
         let folder = self.make_folders(id.clone(), order.uid).await?;
+        let attached = match order.replica.container.needs_interface() {
+            true => Some(self.networks.attach(&order.replica).await?),
+            false => None,
+        };
         let context = SpecContext {
             model_dir: order.model_dir.clone(),
             folder,
@@ -118,6 +128,8 @@ impl Steps {
             cgroups: self.cgroups.layout(),
             cgroup_parent: self.cgroups.parent().to_owned(),
             instance: self.instance.clone(),
+            netns: attached.as_ref().map(|attached| attached.netns.clone()),
+            resolv_conf: attached.and_then(|attached| attached.resolv_conf),
             open_files: self.open_files,
         };
         let spec = spec::render(&order.replica, &order.image, &context)?;
@@ -148,6 +160,10 @@ impl Steps {
         replica: PlannedReplica,
         uid: u32,
     ) -> Result<(), StepError> {
+        let address = match replica.container.transport {
+            Transport::Unix => None,
+            Transport::Tcp => Some(self.networks.address(&replica.id)?),
+        };
         let local = LocalReplica {
             version: LOCAL_REPLICA_VERSION,
             replica: replica.id,
@@ -155,6 +171,7 @@ impl Steps {
             entity: replica.entity,
             uid,
             transport: replica.container.transport,
+            address,
             invocations_path: replica.container.invocations_path,
             health: replica.container.health,
         };
@@ -200,6 +217,7 @@ impl Steps {
                 self.containerd.delete_task(id).await?;
             }
         }
+        self.networks.detach(id).await?;
         self.containerd.remove_snapshot(id.as_str()).await?;
         let (steps, replica) = (Arc::clone(self), id.clone());
         blocking(move || {

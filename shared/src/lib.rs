@@ -9,6 +9,7 @@
 //! | [`ids`] | names and ids: endpoint, entity, node, replica, cluster, epoch, revision |
 //! | [`units`] | bytes, concurrency, percentages, [`units::MonoTime`] |
 //! | [`digest`] | BLAKE3 digests of chunks, files and manifests; OCI sha256 digests |
+//! | [`egress`] | where a replica may connect to of itself |
 //! | [`manifest`] | what a model is: files, chunks, description; canonical form and id |
 //! | [`runtime`] | runtime templates and the container they make |
 //! | [`spec`] | what people ask for: endpoints, served entities, scaling bounds |
@@ -21,6 +22,7 @@
 
 pub mod api;
 pub mod digest;
+pub mod egress;
 pub mod ids;
 pub mod manifest;
 pub mod plan;

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use crate::digest::OciDigest;
+use crate::egress::Egress;
 use crate::ids::{
     ClusterId, EndpointName, EntityName, Epoch, ImageRef, NodeName, ReplicaId, Revision,
 };
@@ -83,10 +84,20 @@ pub struct ContainerSpec {
     pub tmp_bytes: u64,
     pub model_mount: String,
     pub transport: Transport,
+    /// Where a replica with `Transport::Tcp` listens.
+    pub port: Option<u16>,
+    pub egress: Egress,
     pub invocations_path: String,
     pub health: HealthProbe,
     pub stop_signal: String,
     pub stop_grace_seconds: u32,
+}
+
+impl ContainerSpec {
+    /// Whether loopback is not enough for it.
+    pub fn needs_interface(&self) -> bool {
+        self.transport == Transport::Tcp || !self.egress.is_none()
+    }
 }
 
 impl PlannedImage {

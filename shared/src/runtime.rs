@@ -7,12 +7,16 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::egress::Egress;
 use crate::ids::{ImageRef, RuntimeName};
 
 /// Where the replica's folder is mounted in its container.
 pub const REPLICA_FOLDER: &str = "/run/stokehold";
 /// The socket in the replica's folder.
 pub const REPLICA_SOCKET: &str = "http.sock";
+
+/// Lower ones need a privilege that a replica has not.
+const FIRST_PORT: u16 = 1024;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -24,6 +28,12 @@ pub struct RuntimeTemplate {
     pub protocol: Protocol,
     #[serde(default)]
     pub transport: Transport,
+    /// For `transport = "tcp"`, and only for that: where the replica listens, on 0.0.0.0.
+    #[serde(default)]
+    pub port: Option<u16>,
+    /// Where a replica may connect to of itself: `"none"`, or a list of addresses.
+    #[serde(default)]
+    pub egress: Egress,
     /// Where the model is mounted, read-only.
     #[serde(default = "default_model_mount")]
     pub model_mount: String,
@@ -159,7 +169,7 @@ pub struct InvalidTemplate {
 }
 
 impl RuntimeTemplate {
-    /// Checks what types cannot say. `transport = "tcp"` is refused until interfaces are made.
+    /// Checks what types cannot say.
     pub fn check(&self) -> Result<(), InvalidTemplate> {
         let fail = |problem: &str| {
             Err(InvalidTemplate {
@@ -171,8 +181,21 @@ impl RuntimeTemplate {
         if self.command.is_empty() || self.command.iter().any(|arg| arg.contains('\0')) {
             return fail("command must name a program, and hold no zero byte");
         }
-        if self.transport == Transport::Tcp {
-            return fail("transport \"tcp\" is not supported by this version: use \"unix\"");
+        match (self.transport, self.port) {
+            (Transport::Unix, None) => {}
+            (Transport::Unix, Some(_)) => {
+                return fail("port is only for transport = \"tcp\": remove it, or set that");
+            }
+            (Transport::Tcp, None) => {
+                return fail(
+                    "transport \"tcp\" needs a port, on which the replica listens on 0.0.0.0: \
+                     set port = 8080",
+                );
+            }
+            (Transport::Tcp, Some(port)) if port < FIRST_PORT => {
+                return fail("port must be at least 1024: a replica may not listen on lower ones");
+            }
+            (Transport::Tcp, Some(_)) => {}
         }
         if !absolute(&self.model_mount) || self.model_mount.len() < 2 {
             return fail("model_mount must be an absolute path below / without `..`");

@@ -24,7 +24,7 @@ use crate::payload::Payload;
 use crate::probe::ProbeState;
 use crate::upstream::exchange::{Exchanged, exchange};
 use crate::upstream::pool::{Connection, Pool, PoolLimits};
-use crate::upstream::socket;
+use crate::upstream::{socket, tcp};
 use daemon::telemetry::Chain;
 
 /// Connecting to a Unix socket takes 50 us, and servers close idle connections after 5 s: short idling
@@ -166,13 +166,20 @@ impl Local {
 
     /// A new connection, outside the pool.
     pub(crate) async fn connect(&self) -> Result<Connection, String> {
-        let stream = socket::connect(&self.run_dir, &self.spec.replica, self.spec.uid)
-            .await
-            .map_err(|e| Chain(&e).to_string())?;
-        self.pool
-            .handshake(stream)
-            .await
-            .map_err(|e| Chain(&e).to_string())
+        let replica = &self.spec.replica;
+        let connected = match self.spec.address {
+            None => {
+                let stream = socket::connect(&self.run_dir, replica, self.spec.uid).await;
+                let stream = stream.map_err(|e| Chain(&e).to_string())?;
+                self.pool.handshake(stream).await
+            }
+            Some(address) => {
+                let stream = tcp::connect(replica, address).await;
+                let stream = stream.map_err(|e| Chain(&e).to_string())?;
+                self.pool.handshake(stream).await
+            }
+        };
+        connected.map_err(|e| Chain(&e).to_string())
     }
 
     /// Sends the request. The caller holds an admission.
@@ -210,15 +217,14 @@ impl Local {
                     }));
                 }
                 Exchanged::NeverWritten => "the connection closed".to_owned(),
-                // The replica did not read the request whole, so it did not begin to work on it.
-                Exchanged::Died {
-                    unread: true,
-                    reason,
-                } => reason,
-                Exchanged::Died {
-                    unread: false,
-                    reason,
-                } => return Attempt::Lost { reason },
+                // The replica did not read the request whole, so it did not begin to work on it. TCP
+                // does not tell that for certain.
+                Exchanged::Died { unread, reason } => {
+                    if !unread || self.spec.address.is_some() {
+                        return Attempt::Lost { reason };
+                    }
+                    reason
+                }
             };
             // An idle connection that had gone stale says nothing about the replica. Whoever still has
             // the body may send it again, also when part of it is gone from here.

@@ -199,9 +199,9 @@ fn read(path: &Path, name: &str, id: &ReplicaId) -> Result<Option<LocalReplica>,
     if replica.replica != *id {
         return Err(refused(format!("is about replica {}", replica.replica)));
     }
-    if replica.transport != Transport::Unix {
+    if (replica.transport == Transport::Tcp) != replica.address.is_some() {
         return Err(refused(
-            "asks for TCP, which this gateway cannot do".to_owned(),
+            "must have an address with transport tcp, and with no other".to_owned(),
         ));
     }
     for (key, path) in [
@@ -323,7 +323,9 @@ mod tests {
         );
         for (from, to, said) in [
             ("\"version\":1", "\"version\":2", "version 2"),
-            ("\"unix\"", "\"tcp\"", "TCP"),
+            ("\"unix\"", "\"tcp\"", "address"),
+            ("\"uid\":5", "\"uid\":5,\"address\":\"10.231.0.2:8080\"", "address"),
+            ("\"uid\":5", "\"uid\":5,\"address\":\"nowhere\"", "not readable"),
             ("0000000000000001", "0000000000000002", "about replica"),
             ("/ping", "ping", "no path"),
             ("{", "", "not readable"),

@@ -56,6 +56,8 @@ async fn start_until(
         cgroups: steps.cgroups.layout(),
         cgroup_parent: steps.cgroups.parent().to_owned(),
         instance: INSTANCE.into(),
+        netns: None,
+        resolv_conf: None,
         open_files: steps.open_files,
     };
     let spec = spec::render(replica, &node.image, &context).expect("valid");

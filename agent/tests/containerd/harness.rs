@@ -14,6 +14,7 @@ use agent::folder::Folders;
 use agent::ledger::{Ledger, LedgerPath, Opened, UidRange};
 use agent::logs::LogFolders;
 use agent::metrics::Metrics;
+use agent::network::{Networks, Options};
 use agent::models::{Models, Progress};
 use agent::replica::BootId;
 use agent::steps::Steps;
@@ -96,9 +97,22 @@ impl Node {
             .await
             .expect("connect");
         let run_dir = at("run").join(INSTANCE);
+        let folders = Folders::open(&run_dir, gid).expect("run_dir");
+        let networks = Networks::open(Options {
+            cni_bin_dirs: vec!["/usr/lib/cni".into()],
+            bridge: "stokehold-none".into(),
+            subnet: "10.231.0.0/20".parse().expect("valid"),
+            conflist: None,
+            resolvers: None,
+            gateway_gid: GATEWAY_GID,
+            instance: INSTANCE.into(),
+            state_dir: at("state-agent").join("network"),
+            netns_dir: run_dir.join("netns"),
+        });
         let steps = Arc::new(Steps {
             containerd: client.clone(),
-            folders: Folders::open(&run_dir, gid).expect("run_dir"),
+            folders,
+            networks: Arc::new(networks.expect("networks")),
             logs: LogFolders::open(&at("logs"), gid, &self.logshim).expect("log_dir"),
             cgroups: Cgroups::detect(
                 Path::new(agent::cgroup::ROOT),
@@ -166,6 +180,8 @@ impl Node {
                 tmp_bytes: 16 << 20,
                 model_mount: "/model".into(),
                 transport: Transport::Unix,
+            port: None,
+            egress: Default::default(),
                 invocations_path: "/invocations".into(),
                 health: HealthProbe {
                     path: "/ping".into(),

@@ -115,6 +115,8 @@ fn container(template: &RuntimeTemplate, entity: &ServedEntity) -> ContainerSpec
         tmp_bytes: template.tmp_bytes,
         model_mount: template.model_mount.clone(),
         transport: template.transport,
+        port: template.port,
+        egress: template.egress.clone(),
         invocations_path: template.invocations_path.clone(),
         health: template.health.clone(),
         stop_signal: template.stop_signal.clone(),

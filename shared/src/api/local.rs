@@ -1,6 +1,8 @@
 //! The file beside a replica's folder, by which the agent tells its node's gateway how to reach and
 //! probe the replica. The agent owns it; the replica cannot see it.
 
+use std::net::SocketAddr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{EndpointName, EntityName, ReplicaId};
@@ -18,6 +20,9 @@ pub struct LocalReplica {
     /// The user that the replica runs as, hence the owner of its socket.
     pub uid: u32,
     pub transport: Transport,
+    /// Where a replica with `Transport::Tcp` listens, and only of such a one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<SocketAddr>,
     pub invocations_path: String,
     pub health: HealthProbe,
 }

@@ -6,6 +6,7 @@ use prost::Message;
 
 use super::{WireError, digest, required, text};
 use crate::digest::OciDigest;
+use crate::egress::Egress;
 use crate::ids::{Epoch, Revision};
 use crate::manifest::ManifestId;
 use crate::plan as checked;
@@ -122,6 +123,11 @@ pub struct Container {
     pub stop_signal: String,
     #[prost(uint32, tag = "14")]
     pub stop_grace_seconds: u32,
+    /// 0: none.
+    #[prost(uint32, tag = "20")]
+    pub port: u32,
+    #[prost(string, repeated, tag = "21")]
+    pub egress: Vec<String>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -324,6 +330,8 @@ impl From<&checked::ContainerSpec> for Container {
             }),
             stop_signal: spec.stop_signal.clone(),
             stop_grace_seconds: spec.stop_grace_seconds,
+            port: spec.port.unwrap_or_default().into(),
+            egress: spec.egress.rules().iter().map(ToString::to_string).collect(),
         }
     }
 }
@@ -344,6 +352,21 @@ impl TryFrom<Container> for checked::ContainerSpec {
         if spec.command.is_empty() {
             return Err(WireError::new("Container", "command", "is empty"));
         }
+        let transport = match spec.transport {
+            0 => Transport::Unix,
+            1 => Transport::Tcp,
+            _ => return Err(WireError::new("Container", "transport", "is unknown")),
+        };
+        let port = match u16::try_from(spec.port) {
+            Ok(0) => None,
+            Ok(port) => Some(port),
+            Err(_) => return Err(WireError::new("Container", "port", "is over 65535")),
+        };
+        if (transport == Transport::Tcp) != port.is_some() {
+            return Err(WireError::new("Container", "port", "is not for this transport"));
+        }
+        let egress =
+            Egress::parse(&spec.egress).map_err(|e| WireError::new("Container", "egress", e))?;
         Ok(Self {
             command: spec.command,
             environment: spec.environment,
@@ -351,11 +374,9 @@ impl TryFrom<Container> for checked::ContainerSpec {
             shm_bytes: spec.shm_bytes,
             tmp_bytes: spec.tmp_bytes,
             model_mount: spec.model_mount,
-            transport: match spec.transport {
-                0 => Transport::Unix,
-                1 => Transport::Tcp,
-                _ => return Err(WireError::new("Container", "transport", "is unknown")),
-            },
+            transport,
+            port,
+            egress,
             invocations_path: spec.invocations_path,
             health: HealthProbe {
                 path: health.path,
@@ -423,7 +444,9 @@ mod tests {
                     shm_bytes: 1,
                     tmp_bytes: 2,
                     model_mount: "/model".into(),
-                    transport: Transport::Unix,
+                    transport: Transport::Tcp,
+                    port: Some(8080),
+                    egress: Egress::parse(&["10.0.0.0/8:443", "dns"]).expect("valid"),
                     invocations_path: "/invocations".into(),
                     health: HealthProbe {
                         path: "/ping".into(),

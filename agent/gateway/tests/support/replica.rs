@@ -74,6 +74,7 @@ pub fn lay_out(run_dir: &Path, n: u64, entity: &str) -> PathBuf {
         entity: EntityName::parse(entity).expect("valid"),
         uid: nix::unistd::geteuid().as_raw(),
         transport: Transport::Unix,
+        address: None,
         invocations_path: "/invocations".into(),
         health: HealthProbe {
             path: "/ping".into(),

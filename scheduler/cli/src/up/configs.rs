@@ -93,6 +93,13 @@ pub(super) fn agent(plan: &Plan, cache_capacity_bytes: u64) -> String {
         ("logshim", path(&plan.programs.logshim)),
         ("cgroup_parent", layout.cgroup_parent().into()),
         ("admin_listen", metrics(plan.ports.metrics[1])),
+        (
+            "network",
+            section([
+                ("bridge", layout.bridge().into()),
+                ("subnet", layout.subnet().into()),
+            ]),
+        ),
     ]);
     with_settings("agent", plan, config)
 }

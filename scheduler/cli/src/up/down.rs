@@ -17,7 +17,7 @@ use super::containers::Containers;
 use super::handover;
 use super::layout::Layout;
 use super::state::{self, Record};
-use super::{cgroups, mounts, processes};
+use super::{cgroups, mounts, networks, processes};
 use crate::exit::Stop;
 use crate::output::Output;
 
@@ -225,6 +225,7 @@ pub(super) fn scrub(layout: &Layout) -> Vec<String> {
         let _ = fs::remove_dir(Path::new(RUNC_ROOT).join(&bundle.namespace));
     }
     note(mounts::remove_under(&layout.run));
+    note(networks::remove(layout));
     if layout.is_ours() {
         note(mounts::remove_under(&layout.data));
     }

@@ -120,6 +120,20 @@ impl Layout {
         format!("/stokehold-up-{}", self.id)
     }
 
+    /// Of replicas' interfaces, and of the nftables tables that guard them. With eight of the fifteen
+    /// bytes that an interface's name may have, no two instances share one.
+    pub(super) fn bridge(&self) -> String {
+        format!("skh-{}", self.id)
+    }
+
+    /// A network of its own out of 10.224.0.0/12, chosen by the id: two instances on one machine share
+    /// one in 4096 cases, which the agent notices and says.
+    pub(super) fn subnet(&self) -> String {
+        let number = u32::from_str_radix(&self.id, 16).unwrap_or_default();
+        let (second, third) = (224 + (number >> 8) % 16, number % 256);
+        format!("10.{second}.{third}.0/24")
+    }
+
     /// A containerd that others use too gets a namespace that is nobody else's.
     pub(super) fn namespace(&self, private: bool) -> String {
         if private {
@@ -162,6 +176,18 @@ mod tests {
         assert_eq!(layout, Layout::of(&link.join("up")).expect("layout"));
         let other = Layout::of(&real.join("up2")).expect("layout");
         assert_ne!(layout.run, other.run);
+    }
+
+    #[test]
+    fn instances_differ_in_bridge_and_subnet() {
+        let of = |id: &str| Layout {
+            data: "/d".into(),
+            run: "/r".into(),
+            id: id.to_owned(),
+        };
+        assert_eq!(of("00000001").bridge(), "skh-00000001");
+        assert_eq!(of("00000001").subnet(), "10.224.1.0/24");
+        assert_eq!(of("ffffffff").subnet(), "10.239.255.0/24");
     }
 
     #[test]

@@ -24,6 +24,7 @@ mod handover;
 mod join;
 mod layout;
 mod mounts;
+mod networks;
 mod plan;
 mod prerequisites;
 mod processes;

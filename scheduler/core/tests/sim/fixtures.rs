@@ -31,6 +31,8 @@ pub(crate) fn template(name: &str) -> RuntimeTemplate {
         command: vec!["serve".into()],
         protocol: Protocol::Http,
         transport: Transport::Unix,
+        port: None,
+        egress: Default::default(),
         model_mount: "/model".into(),
         invocations_path: "/invocations".into(),
         stop_signal: "SIGTERM".into(),
