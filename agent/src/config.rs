@@ -116,7 +116,8 @@ impl Default for NetworkConfig {
 impl NetworkConfig {
     pub fn subnet(&self) -> Result<Subnet, InvalidConfig> {
         self.subnet.parse().map_err(|()| {
-            let problem = "must be an IPv4 network without host bits, from /8 to /29: 10.231.0.0/20";
+            let problem =
+                "must be an IPv4 network without host bits, from /8 to /29: 10.231.0.0/20";
             invalid("network.subnet", &self.subnet, problem)
         })
     }
@@ -129,7 +130,10 @@ impl NetworkConfig {
             let problem = "must be a letter and up to 14 of A-Z a-z 0-9 - _ .";
             return Err(invalid("network.bridge", &self.bridge, problem));
         }
-        let folders = self.cni_bin_dirs.iter().map(|path| ("network.cni_bin_dirs", path));
+        let folders = self
+            .cni_bin_dirs
+            .iter()
+            .map(|path| ("network.cni_bin_dirs", path));
         let conflist = self.conflist.iter().map(|path| ("network.conflist", path));
         for (key, path) in folders.chain(conflist) {
             if !is_plain_absolute(path) {

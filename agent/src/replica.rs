@@ -553,29 +553,21 @@ mod tests {
                 attempts,
                 retry_at: MonoTime::from_secs(at),
             }));
-        (
-            wanted,
-            life,
-            container,
-            stop,
-            trouble,
-            any::<[bool; 3]>(),
-        )
-            .prop_map(
-                |(wanted, life, container, stop, trouble, [folder, announced, network])| ReplicaView {
-                    wanted,
-                    life,
-                    container,
-                    local: LocalFiles {
-                        folder,
-                        announced,
-                        network,
-                    },
-                    stop,
-                    grace: Duration::from_secs(20),
-                    trouble,
+        (wanted, life, container, stop, trouble, any::<[bool; 3]>()).prop_map(
+            |(wanted, life, container, stop, trouble, [folder, announced, network])| ReplicaView {
+                wanted,
+                life,
+                container,
+                local: LocalFiles {
+                    folder,
+                    announced,
+                    network,
                 },
-            )
+                stop,
+                grace: Duration::from_secs(20),
+                trouble,
+            },
+        )
     }
 
     proptest! {

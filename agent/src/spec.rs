@@ -470,7 +470,9 @@ mod tests {
         let text = serde_json::to_string(&spec).expect("json");
         assert!(text.contains(r#"{"type":"network","path":"/run/stokehold/default/netns/1"}"#));
         let mounts = spec.mounts().clone().expect("mounts");
-        let mount = mounts.iter().find(|m| m.destination() == Path::new("/etc/resolv.conf"));
+        let mount = mounts
+            .iter()
+            .find(|m| m.destination() == Path::new("/etc/resolv.conf"));
         let options = mount.expect("mounted").options().clone().expect("options");
         assert!(options.contains(&"ro".to_owned()));
     }

@@ -184,7 +184,11 @@ async fn assemble(
     Ok(())
 }
 
-async fn networks(config: &Config, instance: &str, gateway_gid: u32) -> anyhow::Result<Arc<Networks>> {
+async fn networks(
+    config: &Config,
+    instance: &str,
+    gateway_gid: u32,
+) -> anyhow::Result<Arc<Networks>> {
     let network = config.network.clone();
     let options = network::Options {
         subnet: network.subnet()?,
@@ -198,7 +202,9 @@ async fn networks(config: &Config, instance: &str, gateway_gid: u32) -> anyhow::
         netns_dir: config.run_dir.join("netns"),
     };
     let opened = tokio::task::spawn_blocking(move || Networks::open(options)).await?;
-    Ok(Arc::new(opened.context("take over the networks of replicas")?))
+    Ok(Arc::new(
+        opened.context("take over the networks of replicas")?,
+    ))
 }
 
 fn credentials(config: &Config) -> anyhow::Result<Credentials> {

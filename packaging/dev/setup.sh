@@ -16,6 +16,8 @@ need mmdebstrap mmdebstrap
 need protoc protobuf-compiler
 need python3 python3
 need runc runc
+need ip iproute2
+need nft nftables
 need nsenter util-linux
 need setpriv util-linux
 need flock util-linux
@@ -26,6 +28,7 @@ probe=$(mktemp -d)
 trap 'rm -rf "$probe"' EXIT
 echo 'int main(void) { return 0; }' >"$probe/a.c"
 cc "$probe/a.c" -o "$probe/a" 2>/dev/null || missing+=(libc6-dev)
+[ -x /usr/lib/cni/bridge ] || [ -x /opt/cni/bin/bridge ] || missing+=(containernetworking-plugins)
 [ -e /etc/ssl/certs/ca-certificates.crt ] || missing+=(ca-certificates)
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 

@@ -109,7 +109,8 @@ impl FromStr for EgressRule {
             Some(port) => match port.parse::<u16>() {
                 Ok(number) if number > 0 => Some(number),
                 Ok(_) | Err(_) => {
-                    let problem = format!("has port {port:?}, which is none of 1 to 65535: {SYNTAX}");
+                    let problem =
+                        format!("has port {port:?}, which is none of 1 to 65535: {SYNTAX}");
                     return Err(invalid(entry, problem));
                 }
             },
@@ -177,7 +178,8 @@ fn parse_network(entry: &str, text: &str) -> Result<(IpAddr, u8), InvalidEgress>
     };
     let network = masked(address, prefix);
     if network != address {
-        let problem = format!("has bits after its prefix: write {network}/{prefix}, or one address");
+        let problem =
+            format!("has bits after its prefix: write {network}/{prefix}, or one address");
         return Err(invalid(entry, problem));
     }
     Ok((network, prefix))
@@ -311,14 +313,22 @@ mod tests {
             rule("[2001:db8::1]:443/tcp"),
             to("2001:db8::1", 128, Some(443), Some(IpProtocol::Tcp))
         );
-        assert_eq!(rule("[2001:db8::/32]:443"), to("2001:db8::", 32, Some(443), None));
+        assert_eq!(
+            rule("[2001:db8::/32]:443"),
+            to("2001:db8::", 32, Some(443), None)
+        );
         assert_eq!(rule("2001:db8::/32"), to("2001:db8::", 32, None, None));
         assert_eq!(rule("[::1]"), to("::1", 128, None, None));
     }
 
     #[test]
     fn a_name_is_refused_with_the_reason_and_the_way_out() {
-        for name in ["pypi.org", "pypi.org:443", "localhost", "*.example.com:443/tcp"] {
+        for name in [
+            "pypi.org",
+            "pypi.org:443",
+            "localhost",
+            "*.example.com:443/tcp",
+        ] {
             let said = refused(name);
             assert!(
                 said.contains("is a name") && said.contains("getent ahosts"),
@@ -354,12 +364,19 @@ mod tests {
             egress: Egress,
         }
         let parse = |json: &str| serde_json::from_str::<Holder>(json);
-        assert!(parse(r#"{"egress":"none"}"#).expect("valid").egress.is_none());
+        assert!(
+            parse(r#"{"egress":"none"}"#)
+                .expect("valid")
+                .egress
+                .is_none()
+        );
         assert!(parse(r#"{"egress":[]}"#).expect("valid").egress.is_none());
         let some = parse(r#"{"egress":["dns","10.0.0.0/8:443"]}"#).expect("valid");
         assert!(some.egress.allows_dns());
         assert_eq!(some.egress.rules().len(), 2);
-        let said = parse(r#"{"egress":"all"}"#).expect_err("refused").to_string();
+        let said = parse(r#"{"egress":"all"}"#)
+            .expect_err("refused")
+            .to_string();
         assert!(said.contains("\"none\" or a list"), "{said}");
         let said = parse(r#"{"egress":["pypi.org"]}"#).expect_err("refused");
         assert!(said.to_string().contains("is a name"), "{said}");
@@ -374,15 +391,17 @@ mod tests {
             Just(Some(IpProtocol::Udp))
         ];
         let port = proptest::option::of(1u16..);
-        (any::<IpAddr>(), any::<u8>(), port, protocol).prop_map(|(address, prefix, port, protocol)| {
-            let prefix = prefix % if address.is_ipv4() { 33 } else { 129 };
-            EgressRule::To(Destination {
-                network: masked(address, prefix),
-                prefix,
-                port,
-                protocol: protocol.filter(|_| port.is_some()),
-            })
-        })
+        (any::<IpAddr>(), any::<u8>(), port, protocol).prop_map(
+            |(address, prefix, port, protocol)| {
+                let prefix = prefix % if address.is_ipv4() { 33 } else { 129 };
+                EgressRule::To(Destination {
+                    network: masked(address, prefix),
+                    prefix,
+                    port,
+                    protocol: protocol.filter(|_| port.is_some()),
+                })
+            },
+        )
     }
 
     proptest! {

@@ -14,5 +14,6 @@ mod load;
 mod main_job;
 mod members;
 mod mlflow_model;
+mod networks;
 mod rollout;
 mod two_nodes;

@@ -324,8 +324,16 @@ mod tests {
         for (from, to, said) in [
             ("\"version\":1", "\"version\":2", "version 2"),
             ("\"unix\"", "\"tcp\"", "address"),
-            ("\"uid\":5", "\"uid\":5,\"address\":\"10.231.0.2:8080\"", "address"),
-            ("\"uid\":5", "\"uid\":5,\"address\":\"nowhere\"", "not readable"),
+            (
+                "\"uid\":5",
+                "\"uid\":5,\"address\":\"10.231.0.2:8080\"",
+                "address",
+            ),
+            (
+                "\"uid\":5",
+                "\"uid\":5,\"address\":\"nowhere\"",
+                "not readable",
+            ),
             ("0000000000000001", "0000000000000002", "about replica"),
             ("/ping", "ping", "no path"),
             ("{", "", "not readable"),

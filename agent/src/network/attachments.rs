@@ -192,7 +192,10 @@ mod tests {
         });
         first.save(made.clone()).expect("saved");
         assert_eq!(open().all(), [made.clone()]);
-        assert_eq!(made.address(), Some("10.231.0.2:8080".parse().expect("address")));
+        assert_eq!(
+            made.address(),
+            Some("10.231.0.2:8080".parse().expect("address"))
+        );
         first.remove(&id).expect("removed");
         first.remove(&id).expect("removed again");
         assert!(open().ids().is_empty());

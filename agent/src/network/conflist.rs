@@ -155,7 +155,11 @@ impl Conflist {
         for plugin in &self.plugins {
             found.extend(kind(plugin));
             if of(plugin, "ipam").is_some() {
-                found.extend(plugin["ipam"]["type"].as_str().filter(|name| is_program(name)));
+                found.extend(
+                    plugin["ipam"]["type"]
+                        .as_str()
+                        .filter(|name| is_program(name)),
+                );
             }
         }
         found
@@ -245,7 +249,14 @@ mod tests {
     #[test]
     fn a_subnet_has_no_host_bits_and_room_for_more_than_the_node() {
         assert_eq!(subnet().gateway(), Ipv4Addr::new(10, 231, 0, 1));
-        for bad in ["10.231.0.1/20", "10.231.0.0", "10.231.0.0/30", "10.0.0.0/7", "x/20", "::/20"] {
+        for bad in [
+            "10.231.0.1/20",
+            "10.231.0.0",
+            "10.231.0.0/30",
+            "10.0.0.0/7",
+            "x/20",
+            "::/20",
+        ] {
             assert!(bad.parse::<Subnet>().is_err(), "{bad}");
         }
     }
@@ -281,7 +292,10 @@ mod tests {
         let list = parse(own).expect("valid");
         assert_eq!(list.programs(), ["ptp", "host-local", "bridge"]);
         assert_eq!(list.bridges(), ["cni0"]);
-        assert_eq!(list.lease_folders(), [Path::new("/var/lib/cni/networks/fabric")]);
+        assert_eq!(
+            list.lease_folders(),
+            [Path::new("/var/lib/cni/networks/fabric")]
+        );
         for bad in [
             "{",
             r#"{"plugins":[{"type":"ptp"}]}"#,

@@ -16,7 +16,9 @@ const ROUTES: &str = "/proc/net/route";
 
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
-    #[error("{program} is not installed, and a replica with an interface needs it: apt-get install {package}")]
+    #[error(
+        "{program} is not installed, and a replica with an interface needs it: apt-get install {package}"
+    )]
     Missing {
         program: &'static str,
         package: &'static str,
@@ -53,7 +55,9 @@ fn tool(program: &'static str) -> Result<PathBuf, KernelError> {
 
 /// Whether the programs are there that everything here needs.
 pub fn check_tools() -> Result<(), KernelError> {
-    ["ip", "nft"].into_iter().try_for_each(|name| tool(name).map(drop))
+    ["ip", "nft"]
+        .into_iter()
+        .try_for_each(|name| tool(name).map(drop))
 }
 
 pub fn check_forwarding() -> Result<(), KernelError> {
@@ -101,7 +105,10 @@ pub async fn make_bridge(name: &str, subnet: Subnet) -> Result<(), KernelError> 
     }
     if !has_link(name).await? {
         let mac = mac_of(subnet.gateway());
-        ip_must(&["link", "add", "name", name, "address", &mac, "type", "bridge"]).await?;
+        ip_must(&[
+            "link", "add", "name", name, "address", &mac, "type", "bridge",
+        ])
+        .await?;
     }
     let address = format!("{}/{}", subnet.gateway(), subnet.prefix());
     ip_must(&["address", "replace", &address, "dev", name]).await?;
@@ -134,7 +141,17 @@ pub async fn remove_bridge(name: &str) -> Result<(), KernelError> {
 
 /// No frame goes from one isolated port of a bridge to another.
 pub async fn isolate(port: &str) -> Result<(), KernelError> {
-    ip_must(&["link", "set", "dev", port, "type", "bridge_slave", "isolated", "on"]).await
+    ip_must(&[
+        "link",
+        "set",
+        "dev",
+        port,
+        "type",
+        "bridge_slave",
+        "isolated",
+        "on",
+    ])
+    .await
 }
 
 /// Applies a script as one transaction.

@@ -216,7 +216,12 @@ impl Networks {
         let options = &self.options;
         let Some(path) = &options.conflist else {
             let leases = options.state_dir.join("leases");
-            return Ok(Conflist::own(&options.bridge, options.subnet, &leases, routed));
+            return Ok(Conflist::own(
+                &options.bridge,
+                options.subnet,
+                &leases,
+                routed,
+            ));
         };
         let mut text = Vec::new();
         let file = std::fs::File::open(path).map_err(failed("read", path))?;
@@ -388,7 +393,10 @@ impl Networks {
     }
 
     /// The last replica with an interface is gone. What another agent made is none of ours.
-    async fn uninstall(&self, installed: &mut Option<Installed>) -> Result<Refreshed, NetworkError> {
+    async fn uninstall(
+        &self,
+        installed: &mut Option<Installed>,
+    ) -> Result<Refreshed, NetworkError> {
         let mark = self.mark();
         if !mark.exists() {
             return Ok(Refreshed::Unchanged);
@@ -443,7 +451,9 @@ impl Networks {
         }
         let path = self.resolv_conf(&attachment.replica);
         let lines = attachment.resolvers.iter();
-        let text: String = lines.map(|address| format!("nameserver {address}\n")).collect();
+        let text: String = lines
+            .map(|address| format!("nameserver {address}\n"))
+            .collect();
         let target = path.clone();
         blocking(move || {
             let written = daemon::files::write_atomic(&target, text.as_bytes(), 0o644);
@@ -486,7 +496,10 @@ impl Networks {
             let trouble = match self.refresh().await {
                 Ok(Refreshed::Unchanged) => None,
                 Ok(Refreshed::Changed) => {
-                    info!(table = self.options.bridge, "network rules of replicas are set");
+                    info!(
+                        table = self.options.bridge,
+                        "network rules of replicas are set"
+                    );
                     None
                 }
                 Ok(Refreshed::Restored) => {
@@ -510,7 +523,9 @@ impl Networks {
 /// The node's ends of a replica's interface: what is no bridge.
 fn ports(list: &Conflist, host_interfaces: &[String]) -> Vec<String> {
     let bridges = list.bridges();
-    let ends = host_interfaces.iter().filter(|name| !bridges.contains(name));
+    let ends = host_interfaces
+        .iter()
+        .filter(|name| !bridges.contains(name));
     ends.cloned().collect()
 }
 

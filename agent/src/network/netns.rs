@@ -61,7 +61,9 @@ impl Namespaces {
             .join();
         match made {
             Ok(made) => made.map(|()| path),
-            Err(_) => Err(io::Error::other("the thread that makes namespaces panicked")),
+            Err(_) => Err(io::Error::other(
+                "the thread that makes namespaces panicked",
+            )),
         }
     }
 

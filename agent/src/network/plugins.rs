@@ -61,13 +61,18 @@ impl Plugins {
     pub fn check(&self, list: &Conflist) -> Result<(), PluginError> {
         let mut needed = vec![LOOPBACK];
         needed.extend(list.programs());
-        needed.into_iter().try_for_each(|name| self.find(name).map(drop))
+        needed
+            .into_iter()
+            .try_for_each(|name| self.find(name).map(drop))
     }
 
     fn find(&self, name: &str) -> Result<PathBuf, PluginError> {
         program::find(name, &self.folders).ok_or_else(|| {
-            let folders: Vec<String> =
-                self.folders.iter().map(|f| f.display().to_string()).collect();
+            let folders: Vec<String> = self
+                .folders
+                .iter()
+                .map(|f| f.display().to_string())
+                .collect();
             PluginError::Missing {
                 name: name.to_owned(),
                 folders: folders.join(", "),
@@ -81,7 +86,8 @@ impl Plugins {
         target: Target<'_>,
     ) -> Result<(Value, Link), PluginError> {
         let lo = loopback(list);
-        self.call(&lo, "ADD", "lo", &lo.plugins[0], None, target).await?;
+        self.call(&lo, "ADD", "lo", &lo.plugins[0], None, target)
+            .await?;
         let mut last = (Value::Null, Link::default());
         for plugin in &list.plugins {
             let previous = (!last.0.is_null()).then_some(&last.0);
@@ -203,7 +209,10 @@ echo '{"cniVersion":"1.0.0","interfaces":[{"name":"'"${0##*/}"'"}],"ips":[{"addr
         let (made, link) = plugins.add(&list(), target(&netns)).await.expect("added");
         assert_eq!(link.host_interfaces, ["two"]);
         let gone = Path::new("/nonexistent/netns");
-        plugins.del(&list(), Some(&made), target(gone)).await.expect("removed");
+        plugins
+            .del(&list(), Some(&made), target(gone))
+            .await
+            .expect("removed");
         let calls = fs::read_to_string(folder.path().join("calls")).expect("calls");
         let calls: Vec<&str> = calls.lines().collect();
         let begins = |n: usize, text: &str| assert!(calls[n].starts_with(text), "{}", calls[n]);
@@ -214,7 +223,9 @@ echo '{"cniVersion":"1.0.0","interfaces":[{"name":"'"${0##*/}"'"}],"ips":[{"addr
         begins(4, "one DEL c1 eth0 [] ");
         assert_eq!(calls.len(), 5);
         assert!(!calls[1].contains("prevResult"));
-        assert!(calls[2].contains(r#""prevResult":{"cniVersion":"1.0.0","interfaces":[{"name":"one"}"#));
+        assert!(
+            calls[2].contains(r#""prevResult":{"cniVersion":"1.0.0","interfaces":[{"name":"one"}"#)
+        );
         for call in [calls[3], calls[4]] {
             assert!(call.contains(r#""interfaces":[{"name":"two"}]"#), "{call}");
         }
@@ -224,10 +235,16 @@ echo '{"cniVersion":"1.0.0","interfaces":[{"name":"'"${0##*/}"'"}],"ips":[{"addr
     async fn a_plugin_that_fails_or_is_missing_is_named_with_what_it_said_or_where_it_comes_from() {
         let folder = folder(&[("loopback", NOTING), ("one", FAILING)]);
         let plugins = Plugins::new(vec![folder.path().into()]);
-        let missing = plugins.check(&list()).expect_err("two is missing").to_string();
+        let missing = plugins
+            .check(&list())
+            .expect_err("two is missing")
+            .to_string();
         assert!(missing.contains("\"two\"") && missing.contains("containernetworking-plugins"));
         let netns = Path::new("/nonexistent/netns");
-        let failed = plugins.add(&list(), target(netns)).await.expect_err("fails");
+        let failed = plugins
+            .add(&list(), target(netns))
+            .await
+            .expect_err("fails");
         assert_eq!(
             failed.to_string(),
             "CNI plugin \"one\" cannot make the replica's interface: no room"

@@ -154,7 +154,9 @@ mod tests {
             ("DE:00:7d:e1:4a:9d", "DE:00", "mac"),
         ] {
             let text = BRIDGE.replace(from, to);
-            let error = parse(text.as_bytes(), "eth0").expect_err("refused").to_string();
+            let error = parse(text.as_bytes(), "eth0")
+                .expect_err("refused")
+                .to_string();
             assert!(error.contains(said), "{error}");
         }
         assert!(parse(b"{", "eth0").is_err());

@@ -302,7 +302,9 @@ fn allowed(replica: &Guarded) -> Vec<String> {
 
 fn guarded() -> impl Iterator<Item = (IpAddr, u8)> {
     let parse = |text: &str| text.parse().expect("an address");
-    GUARDED.into_iter().map(move |(network, prefix)| (parse(network), prefix))
+    GUARDED
+        .into_iter()
+        .map(move |(network, prefix)| (parse(network), prefix))
 }
 
 fn lies_in_guarded(to: &Destination) -> bool {
@@ -318,10 +320,13 @@ fn accept(to: &Destination) -> String {
         (Some(port), None) => format!(" meta l4proto {{ tcp, udp }} th dport {port}"),
     };
     if to.prefix == 0 {
-        return format!("meta nfproto {}{service} accept", match to.network {
-            IpAddr::V4(_) => "ipv4",
-            IpAddr::V6(_) => "ipv6",
-        });
+        return format!(
+            "meta nfproto {}{service} accept",
+            match to.network {
+                IpAddr::V4(_) => "ipv4",
+                IpAddr::V6(_) => "ipv6",
+            }
+        );
     }
     format!("{word} daddr {}{service} accept", to.cidr())
 }
@@ -337,7 +342,10 @@ fn masquerade(script: &mut Script, set: &Ruleset) {
         let out = set.replicas.iter().filter(|r| !r.egress.is_none());
         let out = out.flat_map(|replica| replica.addresses(family));
         if let Some(out) = braces(out.map(|address| address.to_string())) {
-            rules.push(format!("{} saddr {out} {elsewhere}masquerade", family.word()));
+            rules.push(format!(
+                "{} saddr {out} {elsewhere}masquerade",
+                family.word()
+            ));
         }
     }
     script.chain("masquerade", rules);
@@ -423,7 +431,12 @@ mod tests {
 
     #[test]
     fn the_rules_of_two_replicas_are_what_they_were() {
-        let out = ["10.0.0.0/8:443", "dns", "0.0.0.0/0:80/tcp", "169.254.169.254"];
+        let out = [
+            "10.0.0.0/8:443",
+            "dns",
+            "0.0.0.0/0:80/tcp",
+            "169.254.169.254",
+        ];
         let set = ruleset(vec![
             replica(2, "10.231.0.2", Some(8080), &[]),
             replica(3, "10.231.0.3", None, &out),
@@ -449,9 +462,17 @@ mod tests {
     fn a_wide_entry_does_not_open_where_clouds_hand_out_credentials() {
         let wide = allowed(&replica(1, "10.231.0.2", None, &["0.0.0.0/0"]));
         let position = |text: &str| wide.iter().position(|rule| rule.contains(text));
-        let (guard, open) = (position("169.254.0.0/16 drop"), position("nfproto ipv4 accept"));
+        let (guard, open) = (
+            position("169.254.0.0/16 drop"),
+            position("nfproto ipv4 accept"),
+        );
         assert!(guard.expect("guarded") < open.expect("open"));
-        let named = allowed(&replica(1, "10.231.0.2", None, &["169.254.169.254:80", "0.0.0.0/0"]));
+        let named = allowed(&replica(
+            1,
+            "10.231.0.2",
+            None,
+            &["169.254.169.254:80", "0.0.0.0/0"],
+        ));
         assert!(named[0].contains("169.254.169.254") && named[0].ends_with("accept"));
     }
 

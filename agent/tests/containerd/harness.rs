@@ -14,8 +14,8 @@ use agent::folder::Folders;
 use agent::ledger::{Ledger, LedgerPath, Opened, UidRange};
 use agent::logs::LogFolders;
 use agent::metrics::Metrics;
-use agent::network::{Networks, Options};
 use agent::models::{Models, Progress};
+use agent::network::{Networks, Options};
 use agent::replica::BootId;
 use agent::steps::Steps;
 use shared::digest::Digest;
@@ -180,8 +180,8 @@ impl Node {
                 tmp_bytes: 16 << 20,
                 model_mount: "/model".into(),
                 transport: Transport::Unix,
-            port: None,
-            egress: Default::default(),
+                port: None,
+                egress: Default::default(),
                 invocations_path: "/invocations".into(),
                 health: HealthProbe {
                     path: "/ping".into(),

@@ -331,7 +331,12 @@ impl From<&checked::ContainerSpec> for Container {
             stop_signal: spec.stop_signal.clone(),
             stop_grace_seconds: spec.stop_grace_seconds,
             port: spec.port.unwrap_or_default().into(),
-            egress: spec.egress.rules().iter().map(ToString::to_string).collect(),
+            egress: spec
+                .egress
+                .rules()
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
         }
     }
 }
@@ -363,7 +368,11 @@ impl TryFrom<Container> for checked::ContainerSpec {
             Err(_) => return Err(WireError::new("Container", "port", "is over 65535")),
         };
         if (transport == Transport::Tcp) != port.is_some() {
-            return Err(WireError::new("Container", "port", "is not for this transport"));
+            return Err(WireError::new(
+                "Container",
+                "port",
+                "is not for this transport",
+            ));
         }
         let egress =
             Egress::parse(&spec.egress).map_err(|e| WireError::new("Container", "egress", e))?;

@@ -48,6 +48,15 @@ impl Cluster {
 
     /// With settings of the daemons (`up --set`).
     pub(crate) fn start_with(settings: &[&str]) -> Self {
+        Self::start_from(settings, &[])
+    }
+
+    /// With runtime templates beside the shipped ones: `(file, contents)`.
+    pub(crate) fn start_with_templates(templates: &[(&str, String)]) -> Self {
+        Self::start_from(&[], templates)
+    }
+
+    fn start_from(settings: &[&str], templates: &[(&str, String)]) -> Self {
         // A test that failed must not fail the others.
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         assert!(
@@ -70,6 +79,10 @@ impl Cluster {
         };
         std::fs::create_dir_all(cluster.home()).expect("home");
         install(cluster.base());
+        for (file, text) in templates {
+            let folder = cluster.base().join("share/stokehold/runtimes");
+            std::fs::write(folder.join(file), text).expect("template");
+        }
         cluster.up();
         cluster
     }

@@ -27,7 +27,7 @@ struct Args {
     /// Unix socket to listen on; a stale one is replaced [env: STOKEHOLD_SOCKET, if no --listen is given]
     #[arg(long, value_name = "PATH", conflicts_with = "listen")]
     uds: Option<PathBuf>,
-    /// Address and port to listen on [env: PROBE_LISTEN, if no socket is given]
+    /// Address and port to listen on [env: PROBE_LISTEN, or STOKEHOLD_PORT on 0.0.0.0, if no socket is given]
     #[arg(long, value_name = "ADDR:PORT")]
     listen: Option<SocketAddr>,
     /// The model: a folder that may hold probe.json and VERSION
@@ -97,10 +97,11 @@ fn address(args: &Args) -> Result<Address, String> {
     if let Some(path) = env("STOKEHOLD_SOCKET") {
         return Ok(Address::Unix(path.into()));
     }
-    let Some(addr) = env("PROBE_LISTEN") else {
+    let port = env("STOKEHOLD_PORT").map(|port| format!("0.0.0.0:{}", port.to_string_lossy()));
+    let listen = env("PROBE_LISTEN").map(|addr| addr.to_string_lossy().into_owned());
+    let Some(addr) = listen.or(port) else {
         return Err("nowhere to listen: give --uds PATH or --listen ADDR:PORT".to_owned());
     };
-    let addr = addr.to_string_lossy();
     let parsed = addr
         .parse()
         .map_err(|err| format!("PROBE_LISTEN {addr:?}: {err}; give ADDR:PORT"));

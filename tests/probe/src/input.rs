@@ -1,5 +1,7 @@
 //! Reads a request's body: its rows, in any of MLflow's formats, and its `params`. Pure.
 
+use std::net::SocketAddr;
+
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -28,6 +30,8 @@ pub(crate) struct Params {
     pub(crate) stream_interval_ms: u64,
     /// Answer with this many bytes.
     pub(crate) response_bytes: Option<u64>,
+    /// Try to connect to this address by TCP, and answer with what came of it.
+    pub(crate) connect: Option<SocketAddr>,
     /// Print this line.
     pub(crate) log: Option<String>,
 }

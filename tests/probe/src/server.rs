@@ -1,6 +1,7 @@
 //! The HTTP server: routes, and what each request does on its way to an answer.
 
 use std::io::Write;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -25,6 +26,8 @@ use crate::load;
 use crate::state::{InFlight, Probe};
 
 const MAX_BODY_BYTES: usize = 64 << 20;
+/// Whoever is dropped by a rule gets no answer at all.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why [`serve`] returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,6 +150,11 @@ async fn work(probe: Arc<Probe>, request: Request<Incoming>, api: Api) -> Result
         in_flight.answered();
         return failure;
     }
+    if let Some(address) = params.connect {
+        let answer = json!({"connect": connected(address).await});
+        in_flight.answered();
+        return Ok(answer::json(&answer));
+    }
     if params.echo {
         in_flight.answered();
         let content_type = parts
@@ -165,6 +173,16 @@ async fn work(probe: Arc<Probe>, request: Request<Incoming>, api: Api) -> Result
     match api {
         Api::Mlflow => invocations(&body, &params, in_flight),
         Api::Chat => completions(&body, &params, in_flight),
+    }
+}
+
+/// `connected`, or why not.
+async fn connected(address: SocketAddr) -> String {
+    let connecting = tokio::net::TcpStream::connect(address);
+    match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
+        Ok(Ok(_)) => "connected".to_owned(),
+        Ok(Err(error)) => error.kind().to_string(),
+        Err(_) => "no answer".to_owned(),
     }
 }
 
