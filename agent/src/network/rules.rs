@@ -348,7 +348,7 @@ fn masquerade(script: &mut Script, set: &Ruleset) {
             ));
         }
     }
-    script.chain("masquerade", rules);
+    script.chain("source_nat", rules);
 }
 
 /// Frames, at the ports of bridges: before a bridge learns or forwards anything.
@@ -455,7 +455,7 @@ mod tests {
         ] {
             assert!(script.contains(rule), "{rule} is not in\n{script}");
         }
-        assert!(!script.contains("vmap") && !script.contains("masquerade\n\t\t"));
+        assert!(!script.contains("vmap") && !script.contains("masquerade"));
     }
 
     #[test]
@@ -480,7 +480,7 @@ mod tests {
     fn a_replica_with_no_way_out_has_no_rule_but_drop_and_is_not_masqueraded() {
         let set = ruleset(vec![replica(1, "10.231.0.2", Some(8080), &[])]);
         assert_eq!(allowed(&set.replicas[0]), ["drop"]);
-        assert!(!render(&set).contains("masquerade\n"));
+        assert!(!render(&set).contains("masquerade"));
     }
 
     #[test]
@@ -490,6 +490,51 @@ mod tests {
         let script = render(&set);
         assert!(!script.contains("ifname \"stokehold0\""));
         assert!(script.contains("ip saddr { 10.231.0.2 } goto from_replica"));
+    }
+
+    /// In a network namespace of its own, which goes with the thread.
+    #[test]
+    fn nft_takes_the_rules_and_takes_them_away() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let mut both = replica(
+            3,
+            "10.231.0.3",
+            None,
+            &["2001:db8::/32", "dns", "0.0.0.0/0"],
+        );
+        both.addresses.push("2001:db8::3".parse().expect("address"));
+        both.resolvers
+            .push("2001:db8::53".parse().expect("address"));
+        let first = replica(
+            2,
+            "10.231.0.2",
+            Some(8080),
+            &["192.0.2.7:1/tcp", "10.0.0.0/8:2/udp"],
+        );
+        let mut foreign = ruleset(vec![first.clone(), both.clone()]);
+        foreign.bridge = None;
+        let scripts = [
+            render(&ruleset(vec![first, both])),
+            render(&foreign),
+            render(&ruleset(Vec::new())),
+            removal("stokehold0"),
+        ];
+        let take = || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a namespace");
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build();
+            runtime.expect("runtime").block_on(async {
+                for script in &scripts {
+                    super::super::kernel::apply(script).await.expect(script);
+                }
+                let listing = super::super::kernel::listing("stokehold0").await;
+                assert_eq!(listing.expect("listed"), None);
+            });
+        };
+        std::thread::scope(|scope| scope.spawn(take).join().expect("taken"));
     }
 
     fn sets() -> impl Strategy<Value = Ruleset> {
