@@ -236,14 +236,23 @@ mod tests {
         ];
         for (daemon, text) in texts {
             for key in text.parse::<Table>().expect("TOML").keys() {
-                // The one value here that is a mere default.
-                let own = settings::is_own(daemon, key);
-                assert_eq!(own, key != "cache_capacity", "{daemon}.{key}");
+                // Values here that are mere defaults.
+                let default = key == "cache_capacity" || key == "network";
+                assert_eq!(settings::is_own(daemon, key), !default, "{daemon}.{key}");
             }
         }
-        plan.settings = vec!["agent.cache_capacity=20GiB".parse().expect("a setting")];
+        "agent.network.bridge=x"
+            .parse::<settings::Setting>()
+            .expect_err("`down` looks for it by name");
+        let subnet = "agent.network.subnet=10.9.0.0/24";
+        plan.settings = vec!["agent.cache_capacity=20GiB", subnet]
+            .into_iter()
+            .map(|text| text.parse().expect("a setting"))
+            .collect();
         assert!(agent(&plan, 1 << 40).contains("cache_capacity = \"20GiB\""));
         assert!(!gateway(&plan).contains("20GiB"));
+        let network = "[network]\nbridge = \"skh-00000001\"\nsubnet = \"10.9.0.0/24\"\n";
+        assert!(agent(&plan, 1).contains(network));
     }
 
     #[test]

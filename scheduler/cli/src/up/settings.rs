@@ -37,6 +37,7 @@ const OWN: [(&str, &[&str]); 3] = [
             "logshim",
             "cgroup_parent",
             "admin_listen",
+            "network.bridge",
         ],
     ),
     (
@@ -97,7 +98,7 @@ impl FromStr for Setting {
         if !path.iter().all(named) {
             return Err(form());
         }
-        if own.contains(&first.as_str()) {
+        if own.contains(&first.as_str()) || own.contains(&path.join(".").as_str()) {
             let key = key.trim().to_owned();
             return Err(InvalidSetting::Own { key });
         }
