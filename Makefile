@@ -6,7 +6,7 @@ SHELL := /bin/bash
 TARGET := $(CURDIR)/target
 IMAGES := $(TARGET)/images
 
-.PHONY: help setup build images demo test lint fmt clean
+.PHONY: help setup build images demo test lint fmt docs clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -34,6 +34,9 @@ lint: setup ## Formatting and clippy, as warnings are errors
 
 fmt: ## Format the code
 	cargo fmt --all
+
+docs: ## Write the documents that are made from the code (docs/openapi.json)
+	STOKEHOLD_WRITE_DOCS=1 cargo test --locked -p stokehold-scheduler --test api openapi::the_checked_in
 
 clean: ## Remove everything that was built
 	cargo clean

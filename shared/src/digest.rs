@@ -21,6 +21,20 @@ use crate::ids::InvalidName;
 #[serde(try_from = "String", into = "String")]
 pub struct Digest([u8; 32]);
 
+impl schemars::JsonSchema for Digest {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Digest".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "type": "string",
+            "pattern": "^[0-9a-f]{64}$",
+            "description": "A BLAKE3 hash: 64 lower-case hexadecimal digits.",
+        })
+    }
+}
+
 impl Digest {
     pub const fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::{ChunkPlace, Digest, file_digest};
@@ -27,7 +28,9 @@ pub const MAX_MANIFEST_BYTES: usize = 16 << 20;
 pub const MAX_FILES: usize = 100_000;
 
 /// A manifest's BLAKE3 hash: the id of a model's or an image's contents.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(transparent)]
 pub struct ManifestId(pub Digest);
 
@@ -108,7 +111,7 @@ impl FileEntry {
 }
 
 /// What the files say about themselves. Read once, by whoever makes the manifest (never by root).
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Description {
     #[serde(default)]
@@ -138,7 +141,7 @@ pub struct Description {
     pub triton_repository: bool,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     #[default]
@@ -147,7 +150,7 @@ pub enum Kind {
     Image,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Signature {
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -16,7 +16,9 @@ mod join;
 mod logs;
 mod models;
 mod nodes;
+pub mod openapi;
 mod renew;
+mod routes;
 mod serving;
 mod shape;
 mod tokens;
@@ -44,6 +46,7 @@ use crate::control::{Clock, Handle};
 use auth::{Caller, Query};
 use body::Json;
 use error::Refusal;
+use routes::Routes;
 
 pub(crate) use tokens::fresh_secret;
 
@@ -84,8 +87,13 @@ impl std::ops::Deref for Api {
     }
 }
 
-pub fn router(api: Api) -> Router {
-    Router::new()
+/// Every path of the API, as its router has it.
+pub fn paths() -> Vec<String> {
+    routes().paths
+}
+
+fn routes() -> Routes {
+    Routes::new()
         .merge(databricks())
         .nest("/api/stokehold/v1", stokehold())
         .route(
@@ -93,6 +101,11 @@ pub fn router(api: Api) -> Router {
             get(async || axum::Json(json!({"status": "ok"}))),
         )
         .route("/.well-known/databricks-config", get(serving::discovery))
+}
+
+pub fn router(api: Api) -> Router {
+    routes()
+        .router
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .layer(middleware::from_fn(unread::drained))
@@ -101,12 +114,12 @@ pub fn router(api: Api) -> Router {
         .with_state(api)
 }
 
-fn databricks() -> Router<Api> {
+fn databricks() -> Routes {
     let endpoints = get(serving::list).post(serving::create);
     let refused = || axum::routing::any(serving::not_implemented);
     let base = "/api/2.0/serving-endpoints";
     let below = |rest: &str| format!("{base}/{{name}}/{rest}");
-    let mut router = Router::new()
+    let mut router = Routes::new()
         // One of the clients writes the slash; none follows a redirect.
         .route(base, endpoints.clone())
         .route(&format!("{base}/"), endpoints)
@@ -139,14 +152,15 @@ fn databricks() -> Router<Api> {
     router
 }
 
-fn stokehold() -> Router<Api> {
-    Router::new()
+fn stokehold() -> Routes {
+    Routes::new()
         .route("/join", post(join::join))
         .route("/renew", post(renew::renew))
         .route("/ca", get(ca::status))
         .route("/ca/bundle", get(ca::bundle))
         .route("/ca/rotate", post(ca::rotate))
         .route("/ca/finish", post(ca::finish))
+        .route("/openapi.json", get(openapi::serve))
         .route("/version", get(version))
         .route("/whoami", get(whoami))
         .route("/events", get(events::list))

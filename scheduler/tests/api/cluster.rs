@@ -97,6 +97,7 @@ impl Cluster {
         path: &str,
         body: Option<Value>,
     ) -> (StatusCode, Value) {
+        let named = method.as_str().to_lowercase();
         let mut request = self.client.request(method, self.url(path));
         if !token.is_empty() {
             request = request.bearer_auth(token);
@@ -110,6 +111,10 @@ impl Cluster {
         let text = response.text().await.expect("a body");
         let body = serde_json::from_str(&text)
             .unwrap_or_else(|e| panic!("{path} answered no JSON ({e}): {text}"));
+        if status != StatusCode::METHOD_NOT_ALLOWED {
+            let documented = crate::openapi::check(&named, path, status.as_u16(), &body);
+            documented.expect("every answer is as the OpenAPI document says");
+        }
         (status, body)
     }
 

@@ -8,6 +8,7 @@ mod join;
 mod logs;
 mod models;
 mod node;
+mod openapi;
 mod restart;
 mod rollout;
 mod sessions;

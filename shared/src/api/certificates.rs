@@ -1,12 +1,13 @@
 //! Certificates: renewing them, and the authority that signs them.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{NodeName, Role};
 
 /// `POST /api/stokehold/v1/renew`: authenticated by the key itself. The request is signed with it,
 /// and the certificate, which may have expired, shows that it was this cluster's.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RenewRequest {
     pub role: Role,
@@ -17,7 +18,7 @@ pub struct RenewRequest {
     pub certificate_pem: String,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct RenewReply {
     /// Leaf first.
     pub certificate_pem: String,
@@ -26,7 +27,7 @@ pub struct RenewReply {
 }
 
 /// `GET /api/stokehold/v1/ca`: what `stokehold ca status` shows.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct CaStatus {
     /// `steady`; `spreading`: a new authority is trusted, the old one signs until all nodes know the
     /// new one; `replacing`: the new one signs, nodes change their certificates.
@@ -42,7 +43,7 @@ pub struct CaStatus {
     pub next: String,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct CaAuthority {
     /// SHA-256 of the certificate.
     pub sha256: String,
@@ -51,7 +52,7 @@ pub struct CaAuthority {
 }
 
 /// The certificate of one role of a node.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct CaNode {
     pub node: NodeName,
     pub role: Role,
@@ -62,7 +63,7 @@ pub struct CaNode {
     pub connected: bool,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CaWaiting {
     pub node: NodeName,
     pub role: Role,
@@ -70,7 +71,7 @@ pub struct CaWaiting {
 }
 
 /// `POST /api/stokehold/v1/ca/finish`.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FinishCaRotation {
     /// Also when nodes still depend on the old authority: they must join again.
@@ -78,14 +79,14 @@ pub struct FinishCaRotation {
     pub force: bool,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct CaRotationFinished {
     /// Who must join again.
     pub cut_off: Vec<CaWaiting>,
 }
 
 /// `GET /api/stokehold/v1/ca/bundle`: for whoever keeps a copy.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct CaBundle {
     pub ca_pem: String,
 }

@@ -1,11 +1,12 @@
 //! What happened in a cluster, as `stokehold events` shows it.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{EndpointName, EntityName, ImageRef, NodeName, ReplicaId};
 
 /// `GET /api/stokehold/v1/events`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct EventList {
     /// By time, oldest first.
     pub events: Vec<EventInfo>,
@@ -17,7 +18,7 @@ pub struct EventList {
 }
 
 /// One line of `GET /api/stokehold/v1/events?follow=true`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum EventLine {
     Missed { missed: Missed },
@@ -25,14 +26,14 @@ pub enum EventLine {
 }
 
 /// Some events of this stretch are gone: whoever follows was too slow, or away for too long.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Missed {
     pub after_seq: u64,
     pub up_to_seq: u64,
 }
 
 /// Something that happened. What happens again with the same words is one event that counts.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct EventInfo {
     /// Grows with everything that happens, for the life of the cluster. An event that happened again
     /// has a new one.
@@ -62,7 +63,7 @@ pub struct EventInfo {
 }
 
 /// What an event is about; the last of an event that counts.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Subject {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<EndpointName>,
@@ -79,7 +80,9 @@ pub struct Subject {
     pub image: Option<ImageRef>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
     Normal,
@@ -87,7 +90,7 @@ pub enum Severity {
     Warning,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ExitInfo {
     /// As a shell gives it: 128 + signal for a death by signal.
     pub code: i32,
@@ -97,7 +100,7 @@ pub struct ExitInfo {
     pub out_of_memory: bool,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ScaleInfo {
     pub from: u32,
     pub to: u32,
@@ -112,7 +115,9 @@ pub struct ScaleInfo {
 }
 
 /// What kinds of events there are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 pub enum EventKind {
     SchedulerStarted,
     EndpointCreated,

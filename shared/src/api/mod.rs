@@ -5,6 +5,7 @@ pub mod events;
 pub mod local;
 pub mod serving;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{
@@ -15,14 +16,14 @@ use crate::manifest::{Description, ManifestId};
 use crate::spec::TokenRole;
 
 /// The body of every error answer.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ErrorBody {
     pub error_code: String,
     pub message: String,
 }
 
 /// `GET /api/stokehold/v1/version`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Version {
     pub version: String,
     pub cluster: ClusterId,
@@ -30,7 +31,7 @@ pub struct Version {
 }
 
 /// `GET /api/stokehold/v1/whoami`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct WhoAmI {
     pub id: TokenId,
     pub name: String,
@@ -38,7 +39,7 @@ pub struct WhoAmI {
 }
 
 /// `POST /api/stokehold/v1/join`: authenticated by the token's secret, not by a bearer token.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct JoinRequest {
     pub token_id: TokenId,
@@ -62,7 +63,7 @@ impl std::fmt::Debug for JoinRequest {
     }
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct JoinReply {
     pub cluster: ClusterId,
     /// Leaf first.
@@ -77,7 +78,7 @@ pub struct JoinReply {
 }
 
 /// `POST /api/stokehold/v1/chunks/missing`: which of these are not in the store yet (hex).
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MissingChunks {
     /// At most 4096.
@@ -85,19 +86,19 @@ pub struct MissingChunks {
 }
 
 /// `POST /api/stokehold/v1/manifests` answers the id of the manifest that was stored.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct ManifestStored {
     pub id: ManifestId,
 }
 
 /// `POST /api/stokehold/v1/models/{name}/versions`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RegisterModelVersion {
     pub manifest: ManifestId,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ModelVersionInfo {
     pub name: ModelName,
     pub version: u32,
@@ -109,27 +110,27 @@ pub struct ModelVersionInfo {
 }
 
 /// `GET /api/stokehold/v1/models`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct ModelList {
     pub models: Vec<ModelVersionInfo>,
 }
 
 /// `PUT /api/stokehold/v1/models/{name}/aliases/{alias}`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SetAlias {
     pub version: u32,
 }
 
 /// `POST /api/stokehold/v1/images`: the manifest is of an OCI layout (`Kind::Image`).
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RegisterImage {
     pub reference: ImageRef,
     pub manifest: ManifestId,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct ImageInfo {
     pub reference: ImageRef,
     /// The OCI manifest's digest.
@@ -140,19 +141,19 @@ pub struct ImageInfo {
     pub created_unix_ms: u64,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct ImageList {
     pub images: Vec<ImageInfo>,
 }
 
 /// What a deletion freed.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Deleted {
     pub freed_bytes: u64,
 }
 
 /// `POST /api/stokehold/v1/node-tokens`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateNodeToken {
     /// Each role can be redeemed once, by the same node. Default: agent and gateway.
@@ -166,7 +167,7 @@ pub struct CreateNodeToken {
     pub replace: Option<NodeName>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct NodeTokenCreated {
     pub id: TokenId,
     /// The text for `join`; it is shown once.
@@ -174,7 +175,7 @@ pub struct NodeTokenCreated {
     pub expires_unix: u64,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct NodeTokenInfo {
     pub id: TokenId,
     pub roles: Vec<Role>,
@@ -184,20 +185,20 @@ pub struct NodeTokenInfo {
     pub expires_unix: u64,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct NodeTokenList {
     pub tokens: Vec<NodeTokenInfo>,
 }
 
 /// `POST /api/stokehold/v1/tokens`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateToken {
     pub name: String,
     pub role: TokenRole,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct TokenCreated {
     pub id: TokenId,
     /// Shown once.
@@ -205,7 +206,7 @@ pub struct TokenCreated {
     pub role: TokenRole,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct TokenInfo {
     pub id: TokenId,
     pub name: String,
@@ -213,18 +214,18 @@ pub struct TokenInfo {
     pub created_unix_ms: u64,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct TokenList {
     pub tokens: Vec<TokenInfo>,
 }
 
 /// `GET /api/stokehold/v1/nodes`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct NodeList {
     pub nodes: Vec<NodeSummary>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct NodeSummary {
     pub name: NodeName,
     /// `ready`, `silent`, `lost`, `joined` (never seen since the scheduler started) or `revoked`.
@@ -251,7 +252,7 @@ pub struct NodeSummary {
 }
 
 /// `GET /api/stokehold/v1/nodes/{name}`: what `stokehold node describe` shows.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct NodeDescription {
     pub node: NodeSummary,
     pub replicas: Vec<ReplicaInfo>,
@@ -260,7 +261,7 @@ pub struct NodeDescription {
 }
 
 /// `GET /api/stokehold/v1/endpoints/{name}`: what `stokehold describe` shows.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct EndpointDescription {
     pub endpoint: serving::Detailed,
     pub replicas: Vec<ReplicaInfo>,
@@ -271,7 +272,7 @@ pub struct EndpointDescription {
     pub events: Vec<events::EventInfo>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct ReplicaInfo {
     pub id: ReplicaId,
     pub endpoint: EndpointName,
@@ -291,7 +292,7 @@ pub struct ReplicaInfo {
     pub ended: bool,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct DecisionInfo {
     pub entity: EntityName,
     pub desired_replicas: u32,
@@ -304,7 +305,7 @@ pub struct DecisionInfo {
 }
 
 /// One line of `GET /api/stokehold/v1/endpoints/{name}/logs`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct LogLine {
     pub replica: ReplicaId,
     /// RFC 3339.

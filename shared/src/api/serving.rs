@@ -5,13 +5,14 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use crate::ids::{EndpointId, EndpointName};
 
 /// `POST /api/2.0/serving-endpoints`. Unknown top-level fields are ignored, as clients send some.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CreateEndpoint {
     pub name: String,
     #[serde(default)]
@@ -34,7 +35,7 @@ pub struct CreateEndpoint {
     pub budget_policy_id: Option<String>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TagInput {
     pub key: String,
     #[serde(default)]
@@ -42,7 +43,7 @@ pub struct TagInput {
 }
 
 /// `PUT /api/2.0/serving-endpoints/{name}/config`, and `config` of a create.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ConfigInput {
     #[serde(default)]
     pub served_entities: Option<Vec<ServedEntityInput>>,
@@ -57,7 +58,7 @@ pub struct ConfigInput {
     pub name: Option<String>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ServedEntityInput {
     #[serde(default)]
@@ -68,12 +69,14 @@ pub struct ServedEntityInput {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model_name: Option<String>,
     #[serde(default, deserialize_with = "text_or_number")]
+    #[schemars(schema_with = "text_or_number_schema")]
     pub entity_version: Option<String>,
     #[serde(
         default,
         deserialize_with = "text_or_number",
         skip_serializing_if = "Option::is_none"
     )]
+    #[schemars(schema_with = "text_or_number_schema")]
     pub model_version: Option<String>,
     #[serde(default)]
     pub workload_size: Option<String>,
@@ -117,6 +120,16 @@ pub struct ServedEntityInput {
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct IgnoredAny;
 
+impl JsonSchema for IgnoredAny {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "IgnoredAny".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({"description": "Part of answers; ignored in a request."})
+    }
+}
+
 impl<'de> Deserialize<'de> for IgnoredAny {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         serde::de::IgnoredAny::deserialize(deserializer).map(|_| Self)
@@ -124,7 +137,7 @@ impl<'de> Deserialize<'de> for IgnoredAny {
 }
 
 /// Our own knobs of a served entity; each has a default that is right for most.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StokeholdEntity {
     /// Overrides the choice by the model's description.
@@ -142,13 +155,13 @@ pub struct StokeholdEntity {
     pub cpu_millis: Option<u32>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TrafficInput {
     #[serde(default)]
     pub routes: Vec<RouteInput>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RouteInput {
     #[serde(default)]
     pub served_model_name: Option<String>,
@@ -156,7 +169,12 @@ pub struct RouteInput {
     pub served_entity_name: Option<String>,
     /// A number or a text; the vendor's own examples quote it.
     #[serde(default, deserialize_with = "text_or_number")]
+    #[schemars(schema_with = "text_or_number_schema")]
     pub traffic_percentage: Option<String>,
+}
+
+fn text_or_number_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({"type": ["string", "number", "null"]})
 }
 
 fn text_or_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
@@ -177,7 +195,7 @@ fn text_or_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<S
 }
 
 /// The whole state of one endpoint.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Detailed {
     pub name: EndpointName,
     pub id: EndpointId,
@@ -198,7 +216,7 @@ pub struct Detailed {
 }
 
 /// One entry of `GET /api/2.0/serving-endpoints`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Summary {
     pub name: EndpointName,
     pub id: EndpointId,
@@ -213,13 +231,13 @@ pub struct Summary {
     pub config: Option<SummaryConfig>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct SummaryConfig {
     pub served_entities: Vec<SummaryEntity>,
     pub served_models: Vec<SummaryEntity>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct SummaryEntity {
     pub name: String,
     pub entity_name: String,
@@ -228,12 +246,12 @@ pub struct SummaryEntity {
     pub model_version: String,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct EndpointList {
     pub endpoints: Vec<Summary>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct EndpointState {
     /// `READY` or `NOT_READY`.
     pub ready: String,
@@ -241,13 +259,13 @@ pub struct EndpointState {
     pub config_update: String,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TagOutput {
     pub key: String,
     pub value: String,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ConfigOutput {
     pub served_entities: Vec<ServedEntityOutput>,
     /// The same in old words.
@@ -259,7 +277,7 @@ pub struct ConfigOutput {
     pub start_time: Option<u64>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ServedEntityOutput {
     pub name: String,
     pub entity_name: String,
@@ -282,7 +300,7 @@ pub struct ServedEntityOutput {
     pub stokehold: StokeholdEntity,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct EntityState {
     /// `DEPLOYMENT_CREATING`, `DEPLOYMENT_READY`, `DEPLOYMENT_RECOVERING`, `DEPLOYMENT_FAILED` or
     /// `DEPLOYMENT_ABORTED`.
@@ -290,12 +308,12 @@ pub struct EntityState {
     pub deployment_state_message: String,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TrafficOutput {
     pub routes: Vec<RouteOutput>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RouteOutput {
     pub served_model_name: String,
     pub served_entity_name: String,
@@ -303,7 +321,7 @@ pub struct RouteOutput {
 }
 
 /// `GET .../served-models/{name}/logs`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Logs {
     pub logs: String,
 }
