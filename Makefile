@@ -6,10 +6,10 @@ SHELL := /bin/bash
 TARGET := $(CURDIR)/target
 IMAGES := $(TARGET)/images
 
-.PHONY: help setup build images demo test lint fmt docs clean
+.PHONY: help setup build images packages demo test test-system lint fmt docs clean
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 setup: ## Install what is missing (apt-get, only what is not on PATH)
 	@packaging/dev/setup.sh
@@ -22,11 +22,17 @@ build: setup ## Build the programs (target/release)
 images: setup ## Build the runtime images (target/images/*.oci.tar)
 	packaging/images/build.sh all --out $(IMAGES)
 
+packages: build ## Build .deb and .rpm of node, scheduler and CLI (target/packages)
+	packaging/packages.sh
+
 demo: build images ## A real MLflow model behind HTTPS: queried, killed at, loaded until it scales, removed
 	tests/demo.sh
 
 test: setup images ## Unit, property and end-to-end tests (as root, for containers)
 	cargo test --workspace --locked
+
+test-system: packages images ## Packages in a booted Debian: install, join, upgrade, purge (as root)
+	cargo test -p stokehold-tests --features system --test packages --locked -- --nocapture
 
 lint: setup ## Formatting and clippy, as warnings are errors
 	cargo fmt --all --check

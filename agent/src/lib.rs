@@ -27,6 +27,7 @@
 //! | [`sampler`] | measures machine, replicas and GPUs |
 //! | [`session`] | talks to the scheduler |
 //! | [`start`] | puts all of it together |
+//! | [`removal`] | takes all replicas away, when the machine is to be a node no longer |
 
 pub mod cgroup;
 pub mod config;
@@ -42,6 +43,7 @@ pub mod metrics;
 pub mod models;
 pub mod network;
 pub mod reconcile;
+pub mod removal;
 pub mod replica;
 pub mod sampler;
 pub mod session;
@@ -81,6 +83,9 @@ struct Cli {
 enum Command {
     /// Makes this machine a node of a cluster, with a one-time token.
     Join(Join),
+    /// Stops and removes every replica of this machine, when it is to be a node no longer. Stop the
+    /// agent first, or it brings them up again.
+    RemoveReplicas,
 }
 
 #[derive(Debug, Args)]
@@ -111,6 +116,10 @@ pub fn cli() -> ExitCode {
             Some(Command::Join(arguments)) => {
                 daemon::exit::block_on("agent", join(&config, arguments))
             }
+            Some(Command::RemoveReplicas) => {
+                let removed = daemon::exit::block_on("agent", removal::run(&config))?;
+                writeln!(std::io::stdout(), "removed {removed} replicas").context("say so")
+            }
             None => {
                 daemon::telemetry::init(&config.log);
                 daemon::exit::block_on("agent", start::run(config))
@@ -133,7 +142,7 @@ async fn join(config: &Config, arguments: Join) -> anyhow::Result<()> {
 #[allow(clippy::print_stdout)] // What a person who runs `join` waits for.
 fn println_joined(node: &NodeName, pki_dir: &Path) {
     println!(
-        "joined as node {node}; the identity is in {}",
+        "joined as node {node}; the identity is in {}\nnext: systemctl start stokehold-agent",
         pki_dir.display()
     );
 }

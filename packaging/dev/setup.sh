@@ -11,13 +11,17 @@ need cc gcc
 need containerd containerd
 need ctr containerd
 need curl curl
+need dpkg-shlibdeps dpkg-dev
 need jq jq
 need mmdebstrap mmdebstrap
 need protoc protobuf-compiler
 need python3 python3
+need rpm rpm
 need runc runc
 need ip iproute2
 need nft nftables
+need shellcheck shellcheck
+need systemd-nspawn systemd-container
 need nsenter util-linux
 need setpriv util-linux
 need flock util-linux

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use tokio_util::sync::CancellationToken;
 
@@ -43,11 +44,13 @@ pub(crate) fn run() -> ExitCode {
         let config: Config = daemon::config::load(path, named.is_some())?;
         match arguments.command {
             Some(Command::ResetAdminToken) => {
+                work_as_owner(&config)?;
                 let file = boot::reset_admin_token(&config)?;
                 say(&format!("new admin token in {}", file.display()));
                 Ok(())
             }
             Some(Command::RestoreStore { export }) => {
+                work_as_owner(&config)?;
                 boot::restore_store(&config, &export)?;
                 say("store restored: start the scheduler");
                 Ok(())
@@ -60,6 +63,12 @@ pub(crate) fn run() -> ExitCode {
             None => serve(config),
         }
     })
+}
+
+/// What root makes in the data folder would be closed to the daemon.
+fn work_as_owner(config: &Config) -> anyhow::Result<()> {
+    daemon::owner::become_owner_of(&config.data_dir)
+        .with_context(|| format!("become the owner of {}", config.data_dir.display()))
 }
 
 fn serve(config: Config) -> anyhow::Result<()> {

@@ -14,7 +14,7 @@ use daemon::link::{LinkOptions, default_node_name, link};
 use daemon::renew::Renewal;
 use daemon::tasks::{Tasks, shutdown_signal};
 use daemon::telemetry::Chain;
-use daemon::{admin, files, join, notify, telemetry, tls};
+use daemon::{admin, files, join, notify, owner, telemetry, tls};
 use prometheus_client::registry::Registry;
 use shared::ids::{NodeName, Role};
 use shared::routes::Routes;
@@ -101,10 +101,12 @@ async fn join_cluster(config: &Config, arguments: &JoinArguments) -> anyhow::Res
     {
         names.push(host);
     }
+    owner::become_owner_of(&config.pki_dir)
+        .with_context(|| format!("become the owner of {}", config.pki_dir.display()))?;
     join::join(&token, Role::Gateway, &node, &names, &config.pki_dir).await?;
     writeln!(
         std::io::stdout(),
-        "joined as gateway of node {node}; identity in {}",
+        "joined as gateway of node {node}; identity in {}\nnext: systemctl start stokehold-gateway",
         config.pki_dir.display()
     )
     .context("write to standard output")
@@ -323,8 +325,11 @@ async fn tell_readiness(
 /// Each request may need two file descriptors; the soft limit is often 1024.
 fn raise_file_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    // Under systemd the unit says both, and its filter of system calls forbids more.
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| match soft < hard {
+        true => setrlimit(Resource::RLIMIT_NOFILE, hard, hard),
+        false => Ok(()),
+    });
     if let Err(error) = raised {
         warn!(%error, "the limit of open files was not raised");
     }

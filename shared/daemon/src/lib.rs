@@ -8,6 +8,7 @@
 //! | [`admin`] | `/metrics`, `/healthz`, `/readyz` |
 //! | [`notify`] | systemd's readiness and watchdog |
 //! | [`files`] | atomic writes, private folders |
+//! | [`owner`] | root's commands work as the daemon's own user |
 //! | [`identity`], [`ca`], [`tls`], [`join`] | certificates: who is who, and how a node becomes someone |
 //! | [`credentials`], [`renew`] | the certificate in use, and how it is renewed |
 //! | [`quic`], [`link`] | frames on QUIC; the session that comes back by itself |
@@ -25,6 +26,7 @@ pub mod identity;
 pub mod join;
 pub mod link;
 pub mod notify;
+pub mod owner;
 pub mod quic;
 pub mod renew;
 pub mod scheduler_call;
