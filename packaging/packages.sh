@@ -45,9 +45,10 @@ for program in stokehold stokehold-agent stokehold-gateway stokehold-logshim sto
     fi
 done
 shell=$target/release/shell
-if [ ! -e "$shell/stokehold.1" ] || [ "$target/release/stokehold" -nt "$shell/stokehold.1" ]; then
+if [ ! -e "$shell/stokehold.1.gz" ] || [ "$target/release/stokehold" -nt "$shell/stokehold.1.gz" ]; then
     rm -rf "$shell"
     cargo run --quiet --release --locked -p stokehold-cli --example shell -- "$shell"
+    gzip -9n "$shell"/*.1
 fi
 
 mkdir -p "$out"

@@ -121,7 +121,10 @@ fn install(machine: &Machine) {
         assert_eq!(state, "inactive\nno", "{unit}");
         let told = machine.output(Duration::from_secs(30), &format!("systemctl status {unit}"));
         let told = String::from_utf8_lossy(&told.stdout).into_owned();
-        assert!(told.contains("(ConditionPathExists=/etc/stokehold/pki/"), "{told}");
+        assert!(
+            told.contains("(ConditionPathExists=/etc/stokehold/pki/"),
+            "{told}"
+        );
     }
     let owners = machine.run(
         "stat --format '%U:%G %a %n' /etc/stokehold /etc/stokehold/pki /etc/stokehold/pki/* \
@@ -147,7 +150,7 @@ root:stokehold-gateway 750 /run/stokehold/default";
     );
     assert_eq!(missing, "", "files that the packages list are not there");
     machine.run(
-        "man --path stokehold-model && bash -n /usr/share/bash-completion/completions/stokehold",
+        "gzip --test /usr/share/man/man1/stokehold-deploy.1.gz && bash -n /usr/share/bash-completion/completions/stokehold",
     );
 }
 
@@ -193,7 +196,7 @@ fn join(machine: &Machine) {
     machine.run("systemctl is-active containerd stokehold-agent stokehold-gateway");
     machine.eventually(
         "the node is connected",
-        "stokehold node list --output json | jq -e '.nodes[0] | .agent_connected and .gateway_connected'",
+        "stokehold node list --output json | jq -e '.nodes[0] | .state == \"ready\" and .cpu_millis and .gateway_connected'",
     );
 }
 
@@ -204,12 +207,16 @@ fn deploy(machine: &Machine) {
          stokehold model push /root/adder --name adder && \
          stokehold deploy adder --model adder/1 --runtime probe",
     );
-    let answer = machine.run(ASK);
-    assert_eq!(answer, "{\"predictions\":[3.0]}");
+    answers(machine);
     let logged = machine.run(
         "journalctl --no-pager --quiet --output=cat --unit 'stokehold-*' | grep -E ' (WARN|ERROR) ' || true",
     );
     assert_eq!(logged, "", "daemons complained");
+}
+
+fn answers(machine: &Machine) {
+    let answer = machine.run(&format!("{ASK} | jq '.predictions == [3]'"));
+    assert_eq!(answer, "true");
 }
 
 /// The first process of the one replica, by number and start: the same only if it never ended.
@@ -250,7 +257,7 @@ stokehold-scheduler 0.1.0-2 installed";
         );
     }
     assert_eq!(Replica::of(machine), *before, "the replica was replaced");
-    assert_eq!(machine.run(ASK), "{\"predictions\":[3.0]}");
+    answers(machine);
     let kept =
         machine.run("grep -c '^cgroup_parent = \"/stokehold-packages-' /etc/stokehold/agent.toml");
     assert_eq!(kept, "1", "what the operator wrote");
@@ -279,7 +286,7 @@ fn purge(machine: &Machine) {
             /usr/libexec/stokehold /usr/bin/stokehold*; do [ ! -e \"$f\" ] || find \"$f\"; done; \
          find /etc/systemd /usr/lib/systemd /var/lib/systemd -name '*stokehold*'; \
          systemctl list-units --all --plain --no-legend 'stokehold*'; \
-         systemctl list-unit-files --no-legend 'stokehold*'; \
+         systemctl list-unit-files --no-legend 'stokehold*' || true; \
          pgrep --list-name '^stokehold-' || true; \
          ctr namespaces list --quiet; \
          dpkg-query --show 'stokehold*' 2>/dev/null || true",

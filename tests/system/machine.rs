@@ -8,7 +8,7 @@
 //! on the machine is touched.
 
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,6 @@ const POWER_OFF: Duration = Duration::from_secs(60);
 const STEP: Duration = Duration::from_secs(180);
 
 pub(crate) struct Machine {
-    root: PathBuf,
     nspawn: Child,
     /// systemd inside, as the host numbers it.
     leader: Pid,
@@ -77,11 +76,7 @@ impl Machine {
             let _ = nspawn.wait();
             panic!("systemd-nspawn started no systemd in {}", root.display());
         };
-        let machine = Self {
-            root: root.to_owned(),
-            nspawn,
-            leader,
-        };
+        let machine = Self { nspawn, leader };
         machine.within(
             BOOT,
             "until systemctl is-system-running | grep -qE 'running|degraded'; do sleep 0.2; done",
@@ -90,10 +85,6 @@ impl Machine {
             machine.run("for h in /sys/fs/cgroup/*/; do mount -o remount,bind,rw \"$h\"; done");
         }
         machine
-    }
-
-    pub(crate) fn root(&self) -> &Path {
-        &self.root
     }
 
     /// Runs a script inside, as root; it must succeed. Returns what it printed.
@@ -164,7 +155,8 @@ impl Machine {
     pub(crate) fn journal(&self) -> String {
         let output = self.output(
             Duration::from_secs(30),
-            "journalctl --no-pager --quiet --output=short-precise --lines=400",
+            "journalctl --no-pager --quiet --output=cat --unit 'stokehold-*' --lines=200; \
+             echo; journalctl --no-pager --quiet --lines=40; ctr -n stokehold task list",
         );
         String::from_utf8_lossy(&output.stdout).into_owned()
     }

@@ -8,7 +8,7 @@ const SUITE: &str = "bookworm";
 /// The dependencies of our packages, and what the test itself works with. A machine of its own has no
 /// network, so that nothing can be installed later.
 const PACKAGES: &str = "systemd,systemd-sysv,dbus,init-system-helpers,containerd,runc,ca-certificates,\
-                        curl,jq,procps,man-db,bash-completion";
+                        curl,jq,procps";
 
 pub(crate) fn target() -> PathBuf {
     let tmp = Path::new(env!("CARGO_TARGET_TMPDIR"));
@@ -65,7 +65,12 @@ fn build(archive: &Path) {
         Command::new("mmdebstrap")
             .args(["--mode=root", "--variant=minbase"])
             .arg(format!("--include={PACKAGES}"))
-            .args(["--dpkgopt=path-exclude=/usr/share/locale/*"])
+            .args(
+                ["doc", "locale", "man"]
+                    .map(|kind| format!("--dpkgopt=path-exclude=/usr/share/{kind}/*")),
+            )
+            // The options stay in the root otherwise, and our packages have manuals.
+            .arg("--customize-hook=rm \"$1\"/etc/dpkg/dpkg.cfg.d/99mmdebstrap")
             .arg(SUITE)
             .arg(&half)
             .args(mirror),
