@@ -36,7 +36,7 @@ test-system: packages images ## Packages in a booted Debian: install, join, upgr
 
 lint: setup ## Formatting and clippy, as warnings are errors
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo clippy --workspace --all-targets --features stokehold-tests/system --locked -- -D warnings
 
 fmt: ## Format the code
 	cargo fmt --all

@@ -1,10 +1,10 @@
 //! The life of the .deb packages on one machine, from `dpkg -i` to `dpkg --purge`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::machine::Machine;
+use crate::machine::{CGROUPS, Machine, clear_group};
 use crate::root::{host, repository, target, unpack};
 
 /// What is passed to curl: the token goes by a file, never by an argument.
@@ -55,6 +55,8 @@ fn packages_are_installed_joined_used_upgraded_removed_and_purged() {
     std::fs::copy(image, root.join("var/tmp/probe.oci.tar")).expect("make images");
 
     steps.begin("boot");
+    // Dropped after the machine, whose groups they are.
+    let groups = Groups;
     let machine = Machine::boot(&root, "n1");
     steps.begin("install");
     install(&machine);
@@ -88,7 +90,7 @@ fn packages_are_installed_joined_used_upgraded_removed_and_purged() {
     purge(&machine);
     steps.begin("power off");
     drop(machine);
-    groups_are_gone();
+    groups.assert_no_replicas();
     steps.begin("done");
 }
 
@@ -294,22 +296,42 @@ fn purge(machine: &Machine) {
     assert_eq!(left, "", "what a purge left");
 }
 
-/// With cgroup v1 the machine's groups were in the host's tree; the empty parent is this test's to remove.
-fn groups_are_gone() {
-    for hierarchy in std::fs::read_dir("/sys/fs/cgroup")
-        .expect("control groups")
-        .flatten()
-    {
-        let parent = hierarchy
-            .path()
-            .join(cgroup_parent().trim_start_matches('/'));
-        if parent.exists() {
-            let instance = parent.join("default");
-            if instance.exists() {
-                std::fs::remove_dir(&instance).expect("no replica's group is left");
+/// The control groups of the machine's replicas: with cgroup v1 they are in the host's hierarchies.
+struct Groups;
+
+impl Groups {
+    fn everywhere() -> Vec<PathBuf> {
+        let parent = cgroup_parent();
+        let hierarchies = std::fs::read_dir(CGROUPS).into_iter().flatten().flatten();
+        hierarchies
+            .map(|hierarchy| hierarchy.path().join(parent.trim_start_matches('/')))
+            .filter(|group| group.exists())
+            .collect()
+    }
+
+    fn assert_no_replicas(&self) {
+        for parent in Self::everywhere() {
+            for entry in std::fs::read_dir(parent.join("default"))
+                .into_iter()
+                .flatten()
+                .flatten()
+            {
+                let is_group = entry.file_type().is_ok_and(|kind| kind.is_dir());
+                assert!(
+                    !is_group,
+                    "a replica's group is left: {}",
+                    entry.path().display()
+                );
             }
-            std::fs::remove_dir(&parent).expect("nothing else is there");
         }
+    }
+}
+
+impl Drop for Groups {
+    fn drop(&mut self) {
+        Self::everywhere()
+            .iter()
+            .for_each(|group| clear_group(group));
     }
 }
 

@@ -8,7 +8,7 @@
 //! on the machine is touched.
 
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,8 @@ const BOOT: Duration = Duration::from_secs(120);
 const POWER_OFF: Duration = Duration::from_secs(60);
 /// One step inside; the machine may be loaded.
 const STEP: Duration = Duration::from_secs(180);
+
+pub(crate) const CGROUPS: &str = "/sys/fs/cgroup";
 
 pub(crate) struct Machine {
     nspawn: Child,
@@ -187,7 +189,43 @@ impl Drop for Machine {
             eprintln!("the machine's journal:\n{}", self.journal());
         }
         self.power_off();
+        for group in groups_of_nspawn() {
+            clear_group(&group);
+        }
     }
+}
+
+/// What nspawn makes of the group that it was started in, and leaves there.
+fn groups_of_nspawn() -> Vec<PathBuf> {
+    let text = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let mut found = Vec::new();
+    for line in text.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else {
+            continue;
+        };
+        let hierarchies: &[&str] = match controllers {
+            "" => &["unified", "."],
+            "name=systemd" => &["systemd"],
+            _ => continue,
+        };
+        for hierarchy in hierarchies {
+            let own = Path::new(CGROUPS).join(hierarchy).join(&path[1..]);
+            found.extend(["payload", "supervisor"].map(|name| own.join(name)));
+        }
+    }
+    found
+}
+
+/// Removes a control group with those below it, as far as nobody is in them.
+pub(crate) fn clear_group(group: &Path) {
+    for entry in std::fs::read_dir(group).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            clear_group(&entry.path());
+        }
+    }
+    // One that is in use is not empty, and stays.
+    let _ = std::fs::remove_dir(group);
 }
 
 /// The first process inside: the child of nspawn that has become systemd.
