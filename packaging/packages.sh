@@ -30,8 +30,9 @@ esac
 tool() { # crate version
     if [ "$("$tools/bin/$1" --version 2>/dev/null | grep -o '[0-9.]*$')" != "$2" ]; then
         echo "installing $1 $2 into $tools"
-        # Its own target folder: the workspace's profiles and lock are not the tool's.
-        CARGO_TARGET_DIR=$tools/build cargo install --quiet --locked --root "$tools" "$1@$2"
+        # Its own target folder: the workspace's profiles and lock are not the tool's. Optimising it more
+        # would take longer than its work.
+        CARGO_TARGET_DIR=$tools/build CARGO_PROFILE_RELEASE_OPT_LEVEL=1 cargo install --quiet --locked --root "$tools" "$1@$2"
         rm -rf "$tools/build"
     fi
 }

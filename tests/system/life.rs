@@ -263,6 +263,11 @@ stokehold-scheduler 0.1.0-2 installed";
     let kept =
         machine.run("grep -c '^cgroup_parent = \"/stokehold-packages-' /etc/stokehold/agent.toml");
     assert_eq!(kept, "1", "what the operator wrote");
+    // Root's commands leave the daemon's files to the daemon.
+    machine.run(
+        "systemctl stop stokehold-scheduler && stokehold-scheduler reset-admin-token && \
+         systemctl start stokehold-scheduler && stokehold list",
+    );
     let held = machine.run("journalctl --no-pager --quiet --output=cat --unit stokehold-agent | grep -c 'adopted the replicas'");
     assert_eq!(held, "3", "each start adopts");
 }
