@@ -66,6 +66,8 @@ fn packages_are_installed_joined_used_upgraded_removed_and_purged() {
     join(&machine);
     steps.begin("deploy");
     deploy(&machine);
+    steps.begin("rotate the authority");
+    rotate(&machine);
     steps.begin("restart the agent under load");
     let load = Load::start(&machine);
     machine.run("systemctl restart stokehold-agent");
@@ -210,10 +212,32 @@ fn deploy(machine: &Machine) {
          stokehold deploy adder --model adder/1 --runtime probe",
     );
     answers(machine);
+    complaints(machine);
+}
+
+fn complaints(machine: &Machine) {
     let logged = machine.run(
         "journalctl --no-pager --quiet --output=cat --unit 'stokehold-*' | grep -E ' (WARN|ERROR) ' || true",
     );
     assert_eq!(logged, "", "daemons complained");
+}
+
+/// Each daemon keeps a new certificate, under what its unit lets it write.
+fn rotate(machine: &Machine) {
+    let keys = "stat --format '%U:%G %a %n' /etc/stokehold/pki/*/cert.pem";
+    let owners = machine.run(keys);
+    machine.run("stokehold ca rotate");
+    machine.eventually(
+        "every certificate is of the new authority",
+        "stokehold ca finish",
+    );
+    machine.eventually(
+        "the rotation has ended",
+        "stokehold ca status --output json | jq -e '.phase == \"steady\"'",
+    );
+    assert_eq!(machine.run(keys), owners, "the identities' owners");
+    answers(machine);
+    complaints(machine);
 }
 
 fn answers(machine: &Machine) {
