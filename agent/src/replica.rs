@@ -329,9 +329,9 @@ pub fn exit_reason(exit: &ReplicaExit) -> String {
         ReplicaExit {
             out_of_memory: true,
             code,
-        } => format!("out of memory (exit code {code}): raise memory_bytes, or lower the load"),
+        } => format!("out of memory (exit code {code})"),
         ReplicaExit { code, .. } if *code > 128 => format!("killed by signal {}", code - 128),
-        ReplicaExit { code, .. } => format!("exited with code {code}: see its logs"),
+        ReplicaExit { code, .. } => format!("exited with code {code}"),
     }
 }
 

@@ -100,7 +100,7 @@ async fn assemble(
         hello: Arc::new(move || hello(&greeting)),
     };
     let (handle, link_events, keep_link) = link(options, cancel.clone());
-    let models = Arc::new(CachedModels::new(cache, handle.connection.clone()));
+    let models = Arc::new(CachedModels::new(cache.clone(), handle.connection.clone()));
 
     let metrics = Metrics::register(&mut registry);
     models.register(&mut registry);
@@ -146,6 +146,7 @@ async fn assemble(
         instance,
         memory_reserved: config.memory_reserved,
         cache_capacity: config.cache_capacity,
+        cache,
         gpus: GpuProbe::start(config.nvml_library.clone()).context("start NVML's thread")?,
         running: running_rx,
         samples,

@@ -83,11 +83,11 @@ impl FromStr for Digest {
         let lower = text.bytes().all(|b| !b.is_ascii_uppercase());
         match hex::decode_to_slice(text, &mut bytes) {
             Ok(()) if lower => Ok(Self(bytes)),
-            _ => Err(InvalidName {
-                kind: "digest",
-                text: text.chars().take(80).collect(),
-                rule: "64 lower-case hexadecimal digits",
-            }),
+            _ => Err(InvalidName::by_rule(
+                "digest",
+                text,
+                "64 lower-case hexadecimal digits",
+            )),
         }
     }
 }
@@ -199,11 +199,11 @@ impl OciDigest {
         if valid {
             Ok(Self(text.to_owned()))
         } else {
-            Err(InvalidName {
-                kind: "OCI digest",
-                text: text.chars().take(90).collect(),
-                rule: "sha256: and 64 lower-case hexadecimal digits",
-            })
+            Err(InvalidName::by_rule(
+                "OCI digest",
+                text,
+                "sha256: and 64 lower-case hexadecimal digits",
+            ))
         }
     }
 

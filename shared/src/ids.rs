@@ -6,18 +6,57 @@ use std::str::FromStr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// A text that is not a valid name: what it was meant to be, the text, and the rule it breaks.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is not a valid {kind}: expected {rule}")]
+use crate::misnomer::{Alphabet, problem, suggestion};
+
+/// A text that is not a valid name: what it was meant to be, the text, and the rule it breaks. People
+/// read the same sentence on the command line, in HTTP bodies and about configuration files.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InvalidName {
     pub kind: &'static str,
     pub text: String,
     pub rule: &'static str,
+    /// What is wrong with it, `holds ' ' as character 4`; empty where only the rule can say.
+    pub problem: String,
+    /// A valid name that looks like it.
+    pub suggestion: Option<String>,
+}
+
+impl InvalidName {
+    pub(crate) fn by_rule(kind: &'static str, text: &str, rule: &'static str) -> Self {
+        Self {
+            kind,
+            text: text.chars().take(80).collect(),
+            rule,
+            problem: String::new(),
+            suggestion: None,
+        }
+    }
+}
+
+impl std::error::Error for InvalidName {}
+
+impl fmt::Display for InvalidName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (kind, text, rule) = (self.kind, &self.text, self.rule);
+        if self.problem.is_empty() {
+            write!(f, "{text:?} is not a valid {kind}: expected {rule}")?;
+        } else {
+            write!(
+                f,
+                "{text:?} is not a valid {kind}: it {}, expected {rule}",
+                self.problem
+            )?;
+        }
+        match &self.suggestion {
+            Some(name) => write!(f, "; {name:?} would do"),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Text newtypes differ in name and rule only; a function cannot declare types, hence the macro.
 macro_rules! text_id {
-    ($(#[$doc:meta])* $name:ident, $kind:literal, $rule:literal, $valid:path) => {
+    ($(#[$doc:meta])* $name:ident, $kind:literal, $rule:literal, $valid:path, $letters:expr) => {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
@@ -28,8 +67,12 @@ macro_rules! text_id {
                 if $valid(text) {
                     Ok(Self(text.to_owned()))
                 } else {
-                    let shown: String = text.chars().take(80).collect();
-                    Err(InvalidName { kind: $kind, text: shown, rule: $rule })
+                    let letters: Option<&Alphabet> = $letters;
+                    Err(InvalidName {
+                        problem: letters.map_or_else(String::new, |it| problem(text, it)),
+                        suggestion: letters.and_then(|it| suggestion(text, it, $valid)),
+                        ..InvalidName::by_rule($kind, text, $rule)
+                    })
                 }
             }
 
@@ -87,50 +130,71 @@ macro_rules! text_id {
 
 text_id!(
     /// An endpoint's name, as it stands in `/serving-endpoints/{name}/invocations`.
-    EndpointName, "endpoint name", "1 to 63 of A-Z a-z 0-9 _ -", is_url_name
+    EndpointName, "endpoint name", "1 to 63 of A-Z a-z 0-9 _ - (^[A-Za-z0-9_-]{1,63}$)",
+    is_url_name, Some(&URL_NAME)
 );
 text_id!(
     /// A served entity's name, unique within its endpoint.
-    EntityName, "served entity name", "1 to 63 of A-Z a-z 0-9 _ -", is_url_name
+    EntityName, "served entity name", "1 to 63 of A-Z a-z 0-9 _ - (^[A-Za-z0-9_-]{1,63}$)",
+    is_url_name, Some(&URL_NAME)
 );
 text_id!(
     /// A registered model's name, `iris` or `catalog.schema.iris`.
-    ModelName, "model name", "1 to 127 of A-Z a-z 0-9 _ - . starting with a letter or digit", is_model_name
+    ModelName, "model name",
+    "1 to 127 of A-Z a-z 0-9 _ - . starting with a letter or digit (^[A-Za-z0-9][A-Za-z0-9_.-]{0,126}$)",
+    is_model_name, Some(&MODEL_NAME)
 );
 text_id!(
     /// A movable name for one version of a model, the `prod` of `iris@prod`.
-    AliasName, "alias", "1 to 63 of A-Z a-z 0-9 _ - that are not digits only", is_alias
+    AliasName, "alias", "1 to 63 of A-Z a-z 0-9 _ - that are not digits only", is_alias, Some(&URL_NAME)
 );
 text_id!(
     /// A node's name. It becomes a label in certificates' DNS names, hence lower case.
     NodeName, "node name",
     "1 to 63 of a-z 0-9 - . starting and ending with a letter or digit, without two dots in a row",
-    is_node_name
+    is_node_name, Some(&NODE_NAME)
 );
 text_id!(
     /// A replica's id: also its container's id and its folder's name.
-    ReplicaId, "replica id", "16 lower-case hexadecimal digits", is_hex16
+    ReplicaId, "replica id", "16 lower-case hexadecimal digits", is_hex16, None
 );
 text_id!(
     /// Which cluster a plan, a route table or a certificate belongs to.
-    ClusterId, "cluster id", "32 lower-case hexadecimal digits", is_hex32
+    ClusterId, "cluster id", "32 lower-case hexadecimal digits", is_hex32, None
 );
 text_id!(
     /// An endpoint's id: stable for its life, never used again.
-    EndpointId, "endpoint id", "32 lower-case hexadecimal digits", is_hex32
+    EndpointId, "endpoint id", "32 lower-case hexadecimal digits", is_hex32, None
 );
 text_id!(
     /// The public part of a token, safe to show and to log.
-    TokenId, "token id", "16 lower-case hexadecimal digits", is_hex16
+    TokenId, "token id", "16 lower-case hexadecimal digits", is_hex16, None
 );
 text_id!(
     /// An OCI image reference, `stokehold.local/runtime-mlflow:1`.
-    ImageRef, "image reference", "1 to 255 printable ASCII characters without spaces", is_image_ref
+    ImageRef, "image reference", "1 to 255 printable ASCII characters without spaces", is_image_ref, None
 );
 text_id!(
     /// A runtime's name, `mlflow`.
-    RuntimeName, "runtime name", "1 to 63 of A-Z a-z 0-9 _ -", is_url_name
+    RuntimeName, "runtime name", "1 to 63 of A-Z a-z 0-9 _ - (^[A-Za-z0-9_-]{1,63}$)",
+    is_url_name, Some(&URL_NAME)
 );
+
+const URL_NAME: Alphabet = Alphabet {
+    most: 63,
+    lower: false,
+    marks: "_-",
+};
+const MODEL_NAME: Alphabet = Alphabet {
+    most: 127,
+    marks: "_-.",
+    ..URL_NAME
+};
+const NODE_NAME: Alphabet = Alphabet {
+    lower: true,
+    marks: "-.",
+    ..URL_NAME
+};
 
 fn is_url_name(text: &str) -> bool {
     (1..=63).contains(&text.len())
@@ -267,11 +331,10 @@ impl FromStr for Role {
             "agent" => Ok(Role::Agent),
             "gateway" => Ok(Role::Gateway),
             "scheduler" => Ok(Role::Scheduler),
-            _ => Err(InvalidName {
-                kind: "role",
-                text: text.chars().take(80).collect(),
-                rule: "agent, gateway or scheduler",
-            }),
+            _ => {
+                let rule = "agent, gateway or scheduler";
+                Err(InvalidName::by_rule("role", text, rule))
+            }
         }
     }
 }
@@ -317,10 +380,9 @@ impl fmt::Display for ModelRef {
 impl FromStr for ModelRef {
     type Err = InvalidName;
     fn from_str(text: &str) -> Result<Self, InvalidName> {
-        let invalid = || InvalidName {
-            kind: "model reference",
-            text: text.chars().take(80).collect(),
-            rule: "NAME/VERSION with a version from 1 on (iris/2) or NAME@ALIAS (iris@prod)",
+        let invalid = || {
+            let rule = "NAME/VERSION with a version from 1 on (iris/2) or NAME@ALIAS (iris@prod)";
+            InvalidName::by_rule("model reference", text, rule)
         };
         if let Some((name, version)) = text.split_once('/') {
             let version: u32 = version.parse().map_err(|_| invalid())?;
@@ -369,6 +431,45 @@ mod tests {
     }
 
     #[test]
+    fn a_refused_name_is_told_what_is_wrong_by_which_rule_and_what_would_do() {
+        let told = |text: &str| EndpointName::parse(text).expect_err("refused").to_string();
+        let rule = "expected 1 to 63 of A-Z a-z 0-9 _ - (^[A-Za-z0-9_-]{1,63}$)";
+        let name = "is not a valid endpoint name: it";
+        assert_eq!(
+            told("my iris"),
+            format!("\"my iris\" {name} holds ' ' as character 3, {rule}; \"my-iris\" would do")
+        );
+        assert_eq!(told(""), format!("\"\" {name} is empty, {rule}"));
+        assert_eq!(
+            told("größe.v2\n"),
+            format!(
+                "\"größe.v2\\n\" {name} holds 'ö' as character 3, {rule}; \"gr-e-v2\" would do"
+            )
+        );
+        let long = "x".repeat(70);
+        assert!(
+            told(&long).contains("has 70 characters") && told(&long).contains(&"x".repeat(63)),
+            "{}",
+            told(&long)
+        );
+        assert_eq!(
+            told("§§"),
+            format!("\"§§\" {name} holds '§' as character 1, {rule}")
+        );
+        let model = ModelName::parse("-iris").expect_err("refused").to_string();
+        assert!(model.ends_with("; \"iris\" would do"), "{model}");
+        let node = NodeName::parse("GPU_7").expect_err("refused").to_string();
+        assert!(node.ends_with("; \"gpu-7\" would do"), "{node}");
+        assert!(
+            !"iris"
+                .parse::<ModelRef>()
+                .expect_err("refused")
+                .to_string()
+                .contains("would do")
+        );
+    }
+
+    #[test]
     fn a_node_name_is_a_dns_name_in_lower_case() {
         for bad in ["", "-a", "a-", "A", "a..b", "a.-b", "a_b"] {
             assert!(NodeName::parse(bad).is_err(), "{bad:?} was accepted");
@@ -399,6 +500,10 @@ mod tests {
     proptest! {
         #[test]
         fn parsing_never_panics_and_a_parsed_name_prints_as_it_was(text in ".{0,80}") {
+            for error in [EndpointName::parse(&text).err(), NodeName::parse(&text).err()] {
+                let suggested = error.and_then(|error| error.suggestion);
+                prop_assert!(suggested.is_none_or(|it| ModelName::parse(&it).is_ok()));
+            }
             if let Ok(name) = EndpointName::parse(&text) { prop_assert_eq!(name.to_string(), text.clone()); }
             if let Ok(name) = NodeName::parse(&text) { prop_assert_eq!(name.to_string(), text.clone()); }
             if let Ok(name) = ModelName::parse(&text) { prop_assert_eq!(name.to_string(), text.clone()); }

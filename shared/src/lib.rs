@@ -25,6 +25,7 @@ pub mod digest;
 pub mod egress;
 pub mod ids;
 pub mod manifest;
+mod misnomer;
 pub mod plan;
 pub mod report;
 pub mod routes;

@@ -26,6 +26,9 @@ pub struct NodeCapacity {
     pub memory_bytes: u64,
     /// What the model cache may use.
     pub cache_bytes: u64,
+    /// What of it the disk could hold now, with everything evicted that is not needed; `None`: not
+    /// known.
+    pub cache_room_bytes: Option<u64>,
     pub gpus: Vec<Gpu>,
     /// Why `gpus` is empty, when it is.
     pub gpus_absent: Option<String>,

@@ -140,11 +140,11 @@ impl std::str::FromStr for TokenRole {
             "query" => Ok(TokenRole::Query),
             "manage" => Ok(TokenRole::Manage),
             "admin" => Ok(TokenRole::Admin),
-            _ => Err(crate::ids::InvalidName {
-                kind: "token role",
-                text: text.chars().take(80).collect(),
-                rule: "query, manage or admin",
-            }),
+            _ => Err(crate::ids::InvalidName::by_rule(
+                "token role",
+                text,
+                "query, manage or admin",
+            )),
         }
     }
 }

@@ -13,6 +13,7 @@ mod limits;
 mod load;
 mod main_job;
 mod members;
+mod mistakes;
 mod mlflow_model;
 mod networks;
 mod rollout;

@@ -39,6 +39,7 @@ pub struct Sampler {
     pub instance: String,
     pub memory_reserved: Bytes,
     pub cache_capacity: Bytes,
+    pub cache: model::cache::Cache,
     pub gpus: GpuProbe,
     /// Replicas that run.
     pub running: watch::Receiver<Vec<ReplicaId>>,
@@ -105,6 +106,7 @@ impl Sampler {
                 cpu_millis: self.cpu_millis,
                 memory_bytes: memory_bytes.saturating_sub(self.memory_reserved.get()),
                 cache_bytes: self.cache_capacity.get(),
+                cache_room_bytes: self.cache.room().map(Bytes::get),
                 gpus: gpus.gpus,
                 gpus_absent: gpus.none_because,
             },

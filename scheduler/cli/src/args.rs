@@ -19,6 +19,9 @@ Exit codes:
   124  the time to wait is over; the operation itself goes on
   130  interrupted while waiting; the operation itself goes on
 
+With --output json an error is one line of JSON, the last on standard error:
+{\"error\": {\"code\", \"message\", \"hint\", \"exit_code\", ...}}
+
 Examples:
   sudo stokehold up --detach
   stokehold model push ./iris --name iris --alias prod
@@ -88,6 +91,26 @@ pub(crate) enum OutputFormat {
     #[default]
     Table,
     Json,
+}
+
+/// Whether a command line that could not be parsed asks for JSON: its error is to be JSON, too.
+pub(crate) fn asks_for_json(line: impl IntoIterator<Item = std::ffi::OsString>) -> bool {
+    let mut words = line.into_iter().peekable();
+    while let Some(word) = words.next() {
+        let word = word.to_string_lossy();
+        let value = match &*word {
+            "--" => return false,
+            "-o" | "--output" => words.peek().map(|next| next.to_string_lossy().into_owned()),
+            word => ["--output=", "-o=", "-o"]
+                .iter()
+                .find_map(|flag| word.strip_prefix(flag))
+                .map(str::to_owned),
+        };
+        if value.as_deref() == Some("json") {
+            return true;
+        }
+    }
+    false
 }
 
 #[derive(Debug, Subcommand)]
@@ -179,6 +202,26 @@ mod tests {
             .expect("parsed");
         assert_eq!(cli.shown.output, OutputFormat::Json);
         assert_eq!(cli.target.context.as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn a_line_that_asks_for_json_is_known_before_it_is_parsed() {
+        let asks = |line: &str| asks_for_json(line.split(' ').map(Into::into));
+        for line in [
+            "stokehold get -o json 1",
+            "stokehold -ojson",
+            "stokehold --output=json x",
+            "stokehold x --output json",
+        ] {
+            assert!(asks(line), "{line}");
+        }
+        for line in [
+            "stokehold get json",
+            "stokehold -o table json",
+            "stokehold query iris -- -o json",
+        ] {
+            assert!(!asks(line), "{line}");
+        }
     }
 
     #[test]

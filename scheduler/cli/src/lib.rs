@@ -45,9 +45,9 @@ use clap::Parser as _;
 pub fn cli() -> ExitCode {
     let args = match args::Cli::try_parse() {
         Ok(args) => args,
-        Err(error) => return exit::of_clap(&error),
+        Err(error) => return exit::of_clap(&error, args::asks_for_json(std::env::args_os())),
     };
     daemon::tls::install_crypto_provider();
     let output = output::Output::new(&args.shown);
-    exit::code(commands::run(args, &output))
+    exit::code(commands::run(args, &output), &output)
 }

@@ -65,7 +65,7 @@ impl Core {
         pass: &mut Pass<'_>,
     ) -> Result<(), ApiError> {
         let entry = self.existing(name.as_str())?;
-        if entry.in_progress() {
+        if entry.in_progress() && !self.stands_still(entry) {
             return Err(ApiError::conflict(format!(
                 "endpoint {name} is being updated: wait until state.config_update is no longer IN_PROGRESS"
             )));

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use shared::api::events::EventInfo;
-use shared::api::{DecisionInfo, EndpointDescription, NodeDescription, NodeSummary, ReplicaInfo};
-use shared::ids::{NodeName, ReplicaId};
+use shared::api::{
+    Blocked, DecisionInfo, EndpointDescription, NodeDescription, NodeSummary, ReplicaInfo,
+};
+use shared::ids::{EntityName, NodeName, ReplicaId};
 use shared::report::{NodeCapacity, ReplicaPhase};
 use shared::units::MonoTime;
 
@@ -14,6 +16,7 @@ use crate::error::ApiError;
 use crate::events::Filter;
 use crate::node::{Contact, Node};
 use crate::replica::{Replica, Stage};
+use crate::set::SetId;
 
 /// For how long a problem with a node's identity is shown after it was last seen.
 const PROBLEM_SHOWN: Duration = Duration::from_secs(120);
@@ -61,6 +64,7 @@ impl Core {
                 from_unix_ms: entry.record.created_unix_ms,
                 ..Filter::default()
             }),
+            blocked: self.blocked(entry),
         }
     }
 
@@ -83,6 +87,42 @@ impl Core {
 
     fn last_events(&self, filter: Filter) -> Vec<EventInfo> {
         self.log.newest(&filter, EVENTS_SHOWN).events
+    }
+
+    /// Entities whose next replica finds no place: of the config that is rolled out, or else of the one
+    /// that serves.
+    fn blocked(&self, entry: &Entry) -> Vec<Blocked> {
+        let blocked = |(entity, id): (&EntityName, Option<SetId>)| {
+            let blocked = self.sets.get(&id?)?.blocked.as_ref()?;
+            Some(Blocked {
+                entity: entity.clone(),
+                reason: blocked.reason.clone(),
+                for_good: blocked.for_good,
+            })
+        };
+        match (entry.rolling(), &entry.record.active) {
+            (Some(pending), _) => {
+                let names = pending.config.entities.iter().map(|entity| &entity.name);
+                names
+                    .map(|name| (name, entry.pending_set(name)))
+                    .filter_map(blocked)
+                    .collect()
+            }
+            (None, Some(active)) => {
+                let names = active.entities.iter().map(|entity| &entity.name);
+                names
+                    .map(|name| (name, entry.active_set(name)))
+                    .filter_map(blocked)
+                    .collect()
+            }
+            (None, None) => Vec::new(),
+        }
+    }
+
+    /// Whether a roll-out stands still until somebody changes something: then another config may take
+    /// its place at once, which is how it is mended.
+    pub(crate) fn stands_still(&self, entry: &Entry) -> bool {
+        entry.rolling().is_some() && self.blocked(entry).iter().any(|blocked| blocked.for_good)
     }
 
     pub(crate) fn locations(

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use shared::ids::EndpointName;
 use shared::report::{Health, ReplicaPhase};
 use shared::units::{Bytes, MonoTime};
 
@@ -77,8 +78,12 @@ impl Replica {
             .as_ref()
             .map(|seen| now.saturating_since(seen.entered));
         if running_for.is_some_and(|it| it > Duration::from_secs(deadline)) {
+            let runtime = &self.entity.runtime;
             return Some(self.replace(
-                format!("not healthy within {deadline} s of its start: {why}"),
+                format!(
+                    "not healthy within {deadline} s of its start (health.start_deadline_seconds of \
+                     runtime {runtime}): {why}"
+                ),
                 now,
             ));
         }
@@ -186,9 +191,15 @@ impl Replica {
     fn failed_by_agent(&self) -> Option<Change> {
         let seen = self.seen.as_ref()?;
         (seen.phase == ReplicaPhase::Failed).then(|| Change::Failed {
-            why: failure(seen, self.entity.resources.memory_bytes),
+            why: self.failure(seen),
             gone: true,
         })
+    }
+
+    /// Why it failed, for people. An agent says how it ended in words of its own; the limit that it ran
+    /// into, and how to see more, are better known here.
+    fn failure(&self, seen: &Seen) -> String {
+        failure(seen, self.entity.resources.memory_bytes, &self.endpoint)
     }
 
     /// What its gateway thinks of it; `Err` says why it is not believed healthy.
@@ -217,21 +228,29 @@ impl Replica {
         }
     }
 }
-
-/// Why a replica failed, for people. An agent says how it ended in words of its own; only the limit
-/// that it ran into is better known here.
-fn failure(seen: &Seen, memory_bytes: u64) -> String {
-    match &seen.exit {
-        Some(exit) if exit.out_of_memory => format!(
-            "killed for memory (exit code {}): the limit is {}, raise memory_bytes or lower the load",
+fn failure(seen: &Seen, memory_bytes: u64, endpoint: &EndpointName) -> String {
+    let Some(exit) = &seen.exit else {
+        return match seen.reason.as_str() {
+            "" => "failed without a reason".to_owned(),
+            reason => reason.to_owned(),
+        };
+    };
+    if exit.out_of_memory {
+        return format!(
+            "killed for memory (exit code {}): it reached its limit of {}, give it more with --memory \
+             (stokehold.memory_bytes) or lower the load",
             exit.code,
             Bytes(memory_bytes)
-        ),
-        _ if !seen.reason.is_empty() => seen.reason.clone(),
-        Some(exit) if exit.code > 128 => format!("ended by signal {}", exit.code - 128),
-        Some(exit) => format!("exited with code {}", exit.code),
-        None => "failed without a reason".to_owned(),
+        );
     }
+    // Earlier agents add what is said below.
+    let said = seen.reason.trim_end_matches(": see its logs");
+    let how = match said {
+        "" if exit.code > 128 => format!("killed by signal {}", exit.code - 128),
+        "" => format!("exited with code {}", exit.code),
+        said => said.to_owned(),
+    };
+    format!("{how}, see `stokehold logs {endpoint}`")
 }
 
 #[cfg(test)]
@@ -252,15 +271,26 @@ mod tests {
                 }),
                 sample: None,
             };
-            failure(&seen, 1 << 30)
+            let endpoint = EndpointName::parse("iris").expect("valid");
+            failure(&seen, 1 << 30, &endpoint)
         };
-        let said = "exited with code 41: see its logs";
-        assert_eq!(told(said, Some((41, false))), said);
-        assert_eq!(told("", Some((41, false))), "exited with code 41");
+        let seen = "exited with code 41, see `stokehold logs iris`";
+        for said in [
+            "exited with code 41",
+            "exited with code 41: see its logs",
+            "",
+        ] {
+            assert_eq!(told(said, Some((41, false))), seen);
+        }
+        assert_eq!(
+            told("", Some((139, false))),
+            "killed by signal 11, see `stokehold logs iris`"
+        );
         assert_eq!(told("no such image", None), "no such image");
         assert_eq!(
             told("gone", Some((137, true))),
-            "killed for memory (exit code 137): the limit is 1 GiB, raise memory_bytes or lower the load"
+            "killed for memory (exit code 137): it reached its limit of 1 GiB, give it more with \
+             --memory (stokehold.memory_bytes) or lower the load"
         );
         assert_eq!(told("", None), "failed without a reason");
     }

@@ -3,6 +3,9 @@
 //! Filter, then score. A node must be there, have a gateway and have room; among those that do, the
 //! replica goes where fewest of its siblings are, then where its model and image already lie, then
 //! where most memory is left; equal nodes go by name.
+//!
+//! Where no node has room now, it also says whether one could ever have: whoever waits is told at once
+//! that waiting is in vain, and what to change.
 
 use std::cmp::Reverse;
 use std::fmt::Write as _;
@@ -26,18 +29,31 @@ pub struct Need {
 pub struct Candidate {
     pub node: NodeName,
     pub standing: Standing,
-    pub memory_free: u64,
-    pub cpu_free: u32,
-    /// GPUs with enough memory that no replica has.
-    pub gpus_free: u32,
+    pub memory: Share<u64>,
+    pub cpu_millis: Share<u32>,
+    /// GPUs with enough memory.
+    pub gpus: Share<u32>,
     /// The model cache as a whole: the node evicts for itself.
     pub cache_bytes: u64,
+    /// What of it the disk could hold now, everything in it that is not needed evicted; `None` where
+    /// the node does not say.
+    pub cache_room_bytes: Option<u64>,
+    /// It has said how large it is since the scheduler's start.
+    pub known: bool,
     /// Replicas of the same set that are there or coming.
     pub siblings: u32,
     /// The set's last replica failed here.
     pub failed_here: bool,
     pub has_model: bool,
     pub has_image: bool,
+}
+
+/// What a node has of something.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Share<T> {
+    /// Not taken by replicas.
+    pub free: T,
+    pub total: T,
 }
 
 /// Whether a node takes replicas at all.
@@ -60,17 +76,20 @@ pub enum Refusal {
     Awaited,
     Silent,
     NoGateway,
-    Memory { free: u64 },
-    Cpu { free_millis: u32 },
-    Gpus { free: u32 },
+    Memory(Share<u64>),
+    CpuMillis(Share<u32>),
+    Gpus(Share<u32>),
     Cache { capacity: u64 },
+    Disk { room: u64 },
 }
 
-/// Every node's refusal. Displays as one sentence that says what is missing where.
+/// Every node's refusal. Displays as one sentence that says what is missing where, and what to change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NoRoom {
     pub need: Need,
     pub refusals: Vec<(NodeName, Refusal)>,
+    /// No node could hold it even if all other replicas left.
+    pub for_good: bool,
 }
 
 /// Refusals that a sentence names before it counts the rest.
@@ -91,14 +110,38 @@ pub fn place(need: &Need, candidates: &[Candidate]) -> Result<NodeName, NoRoom> 
             candidate.siblings,
             !candidate.has_model,
             !candidate.has_image,
-            Reverse(candidate.memory_free),
+            Reverse(candidate.memory.free),
             &candidate.node,
         )
     });
     best.map(|candidate| candidate.node.clone()).ok_or(NoRoom {
         need: *need,
         refusals,
+        for_good: !candidates.iter().any(|node| could_hold(need, node)),
     })
+}
+
+/// Whether it would have room if it were there and empty. Of a node that has not said how large it is,
+/// everything may be hoped.
+fn could_hold(need: &Need, candidate: &Candidate) -> bool {
+    let large_enough = candidate.gpus.total >= need.gpus
+        && candidate.memory.total >= need.memory_bytes
+        && candidate.cpu_millis.total >= need.cpu_millis
+        && model_refusal(need, candidate).is_none();
+    candidate.standing != Standing::Revoked && (!candidate.known || large_enough)
+}
+
+fn model_refusal(need: &Need, candidate: &Candidate) -> Option<Refusal> {
+    let room = candidate.cache_room_bytes.unwrap_or(u64::MAX);
+    if candidate.cache_bytes < need.model_bytes {
+        Some(Refusal::Cache {
+            capacity: candidate.cache_bytes,
+        })
+    } else if room < need.model_bytes && !candidate.has_model {
+        Some(Refusal::Disk { room })
+    } else {
+        None
+    }
 }
 
 fn refusal(need: &Need, candidate: &Candidate) -> Option<Refusal> {
@@ -109,24 +152,14 @@ fn refusal(need: &Need, candidate: &Candidate) -> Option<Refusal> {
         Standing::Silent => return Some(Refusal::Silent),
         Standing::NoGateway => return Some(Refusal::NoGateway),
     }
-    if candidate.gpus_free < need.gpus {
-        Some(Refusal::Gpus {
-            free: candidate.gpus_free,
-        })
-    } else if candidate.memory_free < need.memory_bytes {
-        Some(Refusal::Memory {
-            free: candidate.memory_free,
-        })
-    } else if candidate.cpu_free < need.cpu_millis {
-        Some(Refusal::Cpu {
-            free_millis: candidate.cpu_free,
-        })
-    } else if candidate.cache_bytes < need.model_bytes {
-        Some(Refusal::Cache {
-            capacity: candidate.cache_bytes,
-        })
+    if candidate.gpus.free < need.gpus {
+        Some(Refusal::Gpus(candidate.gpus))
+    } else if candidate.memory.free < need.memory_bytes {
+        Some(Refusal::Memory(candidate.memory))
+    } else if candidate.cpu_millis.free < need.cpu_millis {
+        Some(Refusal::CpuMillis(candidate.cpu_millis))
     } else {
-        None
+        model_refusal(need, candidate)
     }
 }
 
@@ -139,7 +172,7 @@ impl std::fmt::Display for NoRoom {
         let only_memory = self
             .refusals
             .iter()
-            .all(|(_, refusal)| matches!(refusal, Refusal::Memory { .. }));
+            .all(|(_, refusal)| matches!(refusal, Refusal::Memory(_)));
         let mut text = if only_memory {
             format!("no node has {} memory free: ", Bytes(need.memory_bytes))
         } else {
@@ -153,7 +186,11 @@ impl std::fmt::Display for NoRoom {
         if self.refusals.len() > NAMED {
             write!(text, "; and {} more", self.refusals.len() - NAMED)?;
         }
-        f.write_str(&text)
+        f.write_str(&text)?;
+        match self.advice() {
+            Some(advice) => write!(f, "; {advice}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -165,28 +202,68 @@ impl NoRoom {
             Refusal::Awaited => "has not reported yet".into(),
             Refusal::Silent => "is silent".into(),
             Refusal::NoGateway => "has no gateway connected".into(),
-            Refusal::Memory { free } if only_memory => format!("has {}", Bytes(*free)),
-            Refusal::Memory { free } => format!(
-                "has {} memory free of {} needed",
+            Refusal::Memory(Share { free, total }) if only_memory => {
+                format!("has {} of {}", Bytes(*free), Bytes(*total))
+            }
+            Refusal::Memory(Share { free, total }) => format!(
+                "has {} memory free of {}, {} needed",
                 Bytes(*free),
+                Bytes(*total),
                 Bytes(need.memory_bytes)
             ),
-            Refusal::Cpu { free_millis } => format!(
-                "has {free_millis} cpu_millis free of {} needed",
+            Refusal::CpuMillis(Share { free, total }) => format!(
+                "has {free} cpu_millis free of {total}, {} needed",
                 need.cpu_millis
             ),
-            Refusal::Gpus { free } if need.gpu_memory_bytes > 0 => format!(
-                "has {free} GPUs of {} or more free of {} needed",
+            Refusal::Gpus(Share { free, total }) if need.gpu_memory_bytes > 0 => format!(
+                "has {free} GPUs with {} or more free of {total}, {} needed",
                 Bytes(need.gpu_memory_bytes),
                 need.gpus
             ),
-            Refusal::Gpus { free } => format!("has {free} GPUs free of {} needed", need.gpus),
+            Refusal::Gpus(Share { free, total }) => {
+                format!("has {free} GPUs free of {total}, {} needed", need.gpus)
+            }
             Refusal::Cache { capacity } => format!(
                 "has a model cache of {} for a model of {}",
                 Bytes(*capacity),
                 Bytes(need.model_bytes)
             ),
+            Refusal::Disk { room } => format!(
+                "has room for {} on the disk of its model cache for a model of {}",
+                Bytes(*room),
+                Bytes(need.model_bytes)
+            ),
         }
+    }
+
+    /// What would make room, most of it by those who asked.
+    fn advice(&self) -> Option<String> {
+        let any = |wanted: fn(&Refusal) -> bool| self.refusals.iter().any(|(_, it)| wanted(it));
+        let mut advice = Vec::new();
+        if any(|it| matches!(it, Refusal::Memory(_))) {
+            advice.push("ask for less with --memory (stokehold.memory_bytes)");
+        }
+        if any(|it| matches!(it, Refusal::CpuMillis(_))) {
+            advice.push("ask for less with --cpu (stokehold.cpu_millis)");
+        }
+        if any(|it| matches!(it, Refusal::Cache { .. })) {
+            advice.push("raise cache_capacity in a node's agent.toml");
+        }
+        if any(|it| matches!(it, Refusal::Disk { .. })) {
+            advice.push("free some on a node's disk, or move cache_dir in its agent.toml");
+        }
+        let larger = any(|it| {
+            matches!(
+                it,
+                Refusal::Memory(_) | Refusal::CpuMillis(_) | Refusal::Gpus(_)
+            )
+        });
+        if larger && self.for_good {
+            advice.push("add a larger node");
+        } else if larger {
+            advice.push("wait until other replicas leave");
+        }
+        (!advice.is_empty()).then(|| advice.join(", or "))
     }
 }
 
@@ -204,14 +281,20 @@ mod tests {
         }
     }
 
+    fn whole<T: Copy>(total: T) -> Share<T> {
+        Share { free: total, total }
+    }
+
     fn node(name: &str) -> Candidate {
         Candidate {
             node: NodeName::parse(name).expect("valid"),
             standing: Standing::Ready,
-            memory_free: 8 << 30,
-            cpu_free: 8000,
-            gpus_free: 0,
+            memory: whole(8 << 30),
+            cpu_millis: whole(8000),
+            gpus: whole(0),
             cache_bytes: 200 << 30,
+            cache_room_bytes: Some(100 << 30),
+            known: true,
             siblings: 0,
             failed_here: false,
             has_model: false,
@@ -227,7 +310,7 @@ mod tests {
     fn spread_wins_over_what_is_there_already_and_that_wins_over_free_memory() {
         let mut candidates = [node("a"), node("b"), node("c")];
         assert_eq!(placed(&candidates), "a", "equal nodes go by name");
-        candidates[2].memory_free = 9 << 30;
+        candidates[2].memory.free = 9 << 30;
         assert_eq!(placed(&candidates), "c");
         candidates[1].has_model = true;
         assert_eq!(placed(&candidates), "b");
@@ -240,18 +323,26 @@ mod tests {
     #[test]
     fn a_refusal_says_what_is_missing_where() {
         type Spoil = fn(&mut Candidate);
-        let table: [(Spoil, &str); 6] = [
+        let table: [(Spoil, &str); 7] = [
             (
-                |n| n.memory_free = 300 << 20,
-                "no node has 1 GiB memory free: n1 has 300 MiB",
+                |n| n.memory.free = 300 << 20,
+                "no node has 1 GiB memory free: n1 has 300 MiB of 8 GiB; ask for less with --memory \
+                 (stokehold.memory_bytes), or wait until other replicas leave",
             ),
             (
-                |n| n.cpu_free = 500,
-                "no node can take a replica: n1 has 500 cpu_millis free of 1000 needed",
+                |n| n.cpu_millis = whole(500),
+                "no node can take a replica: n1 has 500 cpu_millis free of 500, 1000 needed; ask for \
+                 less with --cpu (stokehold.cpu_millis), or add a larger node",
             ),
             (
                 |n| n.cache_bytes = 1 << 10,
-                "no node can take a replica: n1 has a model cache of 1 KiB for a model of 1 MiB",
+                "no node can take a replica: n1 has a model cache of 1 KiB for a model of 1 MiB; \
+                 raise cache_capacity in a node's agent.toml",
+            ),
+            (
+                |n| n.cache_room_bytes = Some(1 << 10),
+                "no node can take a replica: n1 has room for 1 KiB on the disk of its model cache \
+                 for a model of 1 MiB; free some on a node's disk, or move cache_dir in its agent.toml",
             ),
             (
                 |n| n.standing = Standing::Silent,
@@ -277,6 +368,39 @@ mod tests {
     }
 
     #[test]
+    fn waiting_is_in_vain_only_where_no_node_could_hold_it_even_when_empty() {
+        let in_vain = |nodes: &[Candidate]| place(&need(), nodes).expect_err("no room").for_good;
+        let with = |spoil: fn(&mut Candidate)| {
+            let mut candidate = node("n1");
+            spoil(&mut candidate);
+            candidate
+        };
+        assert!(in_vain(&[]), "a node has to join first");
+        assert!(in_vain(&[with(|n| n.memory = whole(1 << 20))]));
+        assert!(in_vain(&[with(|n| n.cache_bytes = 0)]));
+        assert!(in_vain(&[with(|n| n.cache_room_bytes = Some(0))]));
+        assert!(in_vain(&[with(|n| n.standing = Standing::Revoked)]));
+        // Others may leave, and who is silent may come back.
+        let full = with(|n| n.memory.free = 0);
+        assert!(!in_vain(std::slice::from_ref(&full)));
+        assert!(!in_vain(&[with(|n| n.standing = Standing::Silent)]));
+        assert!(!in_vain(&[with(|n| n.cpu_millis = whole(1)), full]));
+        // A node that has not said how large it is may be large enough.
+        let unseen = with(|n| {
+            n.standing = Standing::Awaited;
+            n.memory = whole(0);
+            n.known = false;
+        });
+        assert!(!in_vain(&[unseen]));
+        // What is there already needs no room.
+        let there = with(|n| {
+            n.cache_room_bytes = Some(0);
+            n.has_model = true;
+        });
+        assert!(place(&need(), &[there]).is_ok());
+    }
+
+    #[test]
     fn gpus_are_counted_whole_and_by_their_memory() {
         let need = Need {
             gpus: 2,
@@ -284,10 +408,14 @@ mod tests {
             ..need()
         };
         let mut candidate = node("n1");
-        candidate.gpus_free = 1;
+        candidate.gpus = whole(1);
         let refused = place(&need, &[candidate.clone()]).expect_err("one is not two");
-        assert!(refused.to_string().contains("has 1 GPUs of 16 GiB or more"));
-        candidate.gpus_free = 2;
+        assert!(
+            refused
+                .to_string()
+                .contains("has 1 GPUs with 16 GiB or more")
+        );
+        candidate.gpus = whole(2);
         assert!(place(&need, &[candidate]).is_ok());
     }
 
@@ -295,11 +423,14 @@ mod tests {
     fn a_long_list_of_refusals_is_counted() {
         let full: Vec<Candidate> = (0..9)
             .map(|i| Candidate {
-                memory_free: 0,
+                memory: Share::default(),
                 ..node(&format!("n{i}"))
             })
             .collect();
         let text = place(&need(), &full).expect_err("full").to_string();
-        assert!(text.ends_with("n4 has 0 B; and 4 more"), "{text}");
+        assert!(
+            text.contains("n4 has 0 B of 0 B; and 4 more; ask"),
+            "{text}"
+        );
     }
 }

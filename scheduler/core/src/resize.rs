@@ -13,9 +13,9 @@ use crate::core::{Core, Pass};
 use crate::event::Note;
 use crate::events::Draft;
 use crate::node::{Contact, Node};
-use crate::placement::{Candidate, Need, Standing, place};
+use crate::placement::{Candidate, Need, Share, Standing, place};
 use crate::replica::{Change, Probed, Replica, Stage};
-use crate::set::{ReplicaSet, SetId};
+use crate::set::{Blocked, ReplicaSet, SetId};
 
 /// New replicas of one set in one pass: a mistaken bound must not flood the fleet in a second.
 const MAX_PLACED: u32 = 64;
@@ -128,11 +128,12 @@ impl Core {
         let Some(set) = self.sets.get_mut(id) else {
             return;
         };
-        if blocked.is_some() && blocked != set.blocked {
-            let reason = blocked.as_deref().unwrap_or_default();
+        if let Some(blocked) = &blocked
+            && set.blocked.as_ref() != Some(blocked)
+        {
             let note = Note::warn(format!(
-                "no replica of {} can be placed: {reason}",
-                entity.name
+                "no replica of {} can be placed: {}",
+                entity.name, blocked.reason
             ))
             .endpoint(&set.endpoint);
             pass.effects.notes.push(note);
@@ -147,30 +148,37 @@ impl Core {
         id: &SetId,
         entity: &Arc<ServedEntity>,
         pass: &mut Pass<'_>,
-    ) -> Result<(), String> {
+    ) -> Result<(), Blocked> {
         let template = self.settings.templates.get(&entity.runtime);
         let template = template.ok_or_else(|| {
             let runtime = &entity.runtime;
-            format!("runtime {runtime} has no template any more: restore its file in runtimes_dirs")
+            let problem = "has no template any more: restore its file in runtimes_dirs";
+            Blocked::for_good(format!("runtime {runtime} {problem}"))
         })?;
         if self.registry.image(&template.image).is_none() {
             let image = &template.image;
-            return Err(format!(
+            return Err(Blocked::for_good(format!(
                 "image {image} is not imported: stokehold image import FILE"
-            ));
+            )));
         }
         let template = Arc::new(template.clone());
         let model = self.registry.model(&entity.model, entity.model_version);
         let model_size_bytes = model.map_or(0, |model| model.size_bytes);
         let need = self.need_of(entity, model_size_bytes);
-        let set = self.sets.get(id).ok_or("its set is gone")?;
+        let set = self.sets.get(id).ok_or_else(|| Blocked {
+            reason: "its set is gone".into(),
+            for_good: false,
+        })?;
         let candidates: Vec<Candidate> = self
             .nodes
             .iter()
             .filter(|(_, node)| node.takes_part())
             .map(|(name, node)| self.candidate(name, node, set, &need, entity, pass.now))
             .collect();
-        let node = place(&need, &candidates).map_err(|no_room| no_room.to_string())?;
+        let node = place(&need, &candidates).map_err(|no_room| Blocked {
+            reason: no_room.to_string(),
+            for_good: no_room.for_good,
+        })?;
         let replica = Replica {
             id: self.fresh_id(pass),
             set: id.clone(),
@@ -188,7 +196,9 @@ impl Core {
         };
         // A template that has grown since the endpoint was made could make the record too large.
         let record = replica.record().put(&replica.id);
-        record.map_err(|too_large| format!("{too_large}: shorten the runtime's template"))?;
+        record.map_err(|too_large| {
+            Blocked::for_good(format!("{too_large}: shorten the runtime's template"))
+        })?;
         let note = Note::info(format!("replica of {} placed", entity.name))
             .endpoint(&replica.endpoint)
             .replica(&replica.id)
@@ -230,10 +240,21 @@ impl Core {
         Candidate {
             node: name.clone(),
             standing: self.standing(node, now),
-            memory_free: node.capacity.memory_bytes.saturating_sub(memory),
-            cpu_free: narrow(u64::from(node.capacity.cpu_millis).saturating_sub(cpu)),
-            gpus_free: narrow(u64::from(gpus_there).saturating_sub(gpus)),
+            memory: Share {
+                free: node.capacity.memory_bytes.saturating_sub(memory),
+                total: node.capacity.memory_bytes,
+            },
+            cpu_millis: Share {
+                free: narrow(u64::from(node.capacity.cpu_millis).saturating_sub(cpu)),
+                total: node.capacity.cpu_millis,
+            },
+            gpus: Share {
+                free: narrow(u64::from(gpus_there).saturating_sub(gpus)),
+                total: gpus_there,
+            },
             cache_bytes: node.capacity.cache_bytes,
+            cache_room_bytes: node.capacity.cache_room_bytes,
+            known: node.reported,
             siblings: narrow(
                 self.counted(set)
                     .filter(|replica| replica.node == *name)

@@ -47,10 +47,26 @@ pub(crate) struct ReplicaSet {
     /// A request woke it from zero, and no replica is ready yet.
     pub waking: bool,
     /// Why the next replica cannot be placed.
-    pub blocked: Option<String>,
+    pub blocked: Option<Blocked>,
     /// What the log says of that.
     pub told_blocked: Option<Told>,
     pub members: BTreeSet<ReplicaId>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Blocked {
+    pub reason: String,
+    /// It waits until somebody changes something, and not only for room.
+    pub for_good: bool,
+}
+
+impl Blocked {
+    pub(crate) fn for_good(reason: String) -> Self {
+        Self {
+            reason,
+            for_good: true,
+        }
+    }
 }
 
 #[derive(Clone, Debug, Default)]

@@ -139,7 +139,7 @@ impl Core {
         }
         let coming: Option<&Replica> = self.counted(set).find(|replica| !replica.serves());
         text += &match (&set.blocked, &set.backoff.last, coming) {
-            (Some(blocked), ..) => blocked.clone(),
+            (Some(blocked), ..) => blocked.reason.clone(),
             (None, Some((node, why)), None) => {
                 let pause = set.backoff.retry_at.map(|at| at.saturating_since(now));
                 let seconds = pause.map_or(0.0, |pause| pause.as_secs_f64()).ceil();

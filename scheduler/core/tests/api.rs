@@ -237,6 +237,11 @@ fn each_refusal_names_its_field_and_changes_nothing() {
             "served_entities[0].stokehold.runtime: model plain/1 holds no MLmodel",
         ),
         (
+            with_entity(json!({"entity_name": "plain", "stokehold": {"runtime": "mlflow"}})),
+            "served_entities[0].stokehold.runtime: mlflow serves the python_function flavor, and model \
+             plain/1 holds no MLmodel file: push the folder",
+        ),
+        (
             with_entity(json!({"stokehold": {"min_replicas": 0}})),
             "served_entities[0].stokehold.min_replicas: 0 needs",
         ),
@@ -295,7 +300,6 @@ fn what_clients_send_without_meaning_it_is_accepted() {
                 }]
             }
         }),
-        with_entity(json!({"entity_name": "plain", "stokehold": {"runtime": "mlflow"}})),
     ];
     for body in bodies {
         let made = create(&mut cluster(), &body);

@@ -158,6 +158,7 @@ fn agent_report(plan: Option<&Plan>) -> AgentReport {
             cpu_millis: 8_000,
             memory_bytes: 16 << 30,
             cache_bytes: 100 << 30,
+            cache_room_bytes: None,
             gpus: vec![],
             gpus_absent: Some("none".into()),
         },

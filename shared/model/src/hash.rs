@@ -16,7 +16,7 @@ use std::thread;
 use shared::digest::{ChunkHasher, ChunkPlace, Digest, file_digest};
 use shared::manifest::{FileEntry, chunk_size_bytes};
 
-use crate::scan::{FileStamp, ScannedFile};
+use crate::scan::{Change, FileStamp, ScannedFile, read_hint};
 
 /// Read at a time: large enough for BLAKE3's wide vectors, small enough for the second-level cache.
 const BUFFER_BYTES: usize = 256 << 10;
@@ -33,9 +33,23 @@ pub enum HashError {
         #[source]
         source: io::Error,
     },
-    #[error("{path:?} changed while it was read: wait until whoever writes it is done, then retry")]
-    Changed { path: PathBuf },
+    #[error("{path:?} {change} while it was read")]
+    Changed { path: PathBuf, change: Change },
 }
+
+impl HashError {
+    /// How to mend it.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Read { source, .. } => read_hint(source),
+            Self::Changed { .. } => Some(WAIT_FOR_WRITER),
+        }
+    }
+}
+
+/// How to mend a folder that changes while it is pushed.
+pub const WAIT_FOR_WRITER: &str =
+    "nothing was registered: wait until whoever writes to the folder is done, and push it again";
 
 /// Hashes `files`, which [`crate::scan::scan`] found in `dir`; the entries are in the same order.
 /// `progress` is called on the calling thread with the number of bytes hashed so far.
@@ -179,14 +193,16 @@ fn hash_chunk(
     buffer: &mut [u8],
 ) -> Result<Hashed, HashError> {
     let path = dir.join(&scanned.path);
-    let read = |source| HashError::Read {
-        path: path.clone(),
-        source,
-    };
-    let changed = || HashError::Changed { path: path.clone() };
+    let read = |source| reading(&path, source);
     let unchanged = |file: &File| {
         let stamp = FileStamp::of(&file.metadata().map_err(read)?);
-        (stamp == scanned.stamp).then_some(()).ok_or_else(changed)
+        match scanned.stamp.change_to(&stamp) {
+            Some(change) => Err(HashError::Changed {
+                path: path.clone(),
+                change,
+            }),
+            None => Ok(()),
+        }
     };
     let file = File::open(&path).map_err(read)?;
     unchanged(&file)?;
@@ -204,7 +220,15 @@ fn hash_chunk(
     while at < end {
         let want = buffer.len().min((end - at) as usize);
         match file.read_at(&mut buffer[..want], at) {
-            Ok(0) => return Err(changed()),
+            Ok(0) => {
+                return Err(HashError::Changed {
+                    path: path.clone(),
+                    change: Change::Shrank {
+                        from: scanned.size_bytes,
+                        to: at,
+                    },
+                });
+            }
             Ok(n) => {
                 hasher.update(&buffer[..n]);
                 at += n as u64;
@@ -225,13 +249,24 @@ fn hash_chunk(
 fn check_empty_files(dir: &Path, files: &[ScannedFile]) -> Result<(), HashError> {
     for file in files.iter().filter(|f| f.size_bytes == 0) {
         let path = dir.join(&file.path);
-        match std::fs::metadata(&path) {
-            Ok(metadata) if FileStamp::of(&metadata) == file.stamp => {}
-            Ok(_) => return Err(HashError::Changed { path }),
-            Err(source) => return Err(HashError::Read { path, source }),
+        let metadata = std::fs::metadata(&path).map_err(|source| reading(&path, source))?;
+        if let Some(change) = file.stamp.change_to(&FileStamp::of(&metadata)) {
+            return Err(HashError::Changed { path, change });
         }
     }
     Ok(())
+}
+
+/// A file that was listed a moment ago and is not there was removed.
+fn reading(path: &Path, source: io::Error) -> HashError {
+    let path = path.to_owned();
+    match source.kind() {
+        io::ErrorKind::NotFound => HashError::Changed {
+            path,
+            change: Change::Removed,
+        },
+        _ => HashError::Read { path, source },
+    }
 }
 
 #[cfg(test)]
@@ -284,11 +319,11 @@ mod tests {
         let files = listed(dir.path());
         fs::write(dir.path().join("a"), b"after it grew").expect("file");
         let error = hash_tree(dir.path(), &files, &|_| {}).expect_err("refused");
-        assert!(matches!(&error, HashError::Changed { path } if path.ends_with("a")));
+        assert!(matches!(&error, HashError::Changed { path, .. } if path.ends_with("a")));
         let files = listed(dir.path());
         fs::write(dir.path().join("none"), b"x").expect("file");
         let error = hash_tree(dir.path(), &files, &|_| {}).expect_err("refused");
-        assert!(matches!(&error, HashError::Changed { path } if path.ends_with("none")));
+        assert!(matches!(&error, HashError::Changed { path, .. } if path.ends_with("none")));
     }
 
     #[test]
@@ -311,7 +346,7 @@ mod tests {
         let files = listed(dir.path());
         fs::remove_file(dir.path().join("a")).expect("removed");
         let error = hash_tree(dir.path(), &files, &|_| {}).expect_err("refused");
-        assert!(error.to_string().contains("/a\""), "{error}");
+        assert!(error.to_string().contains("/a\" was removed"), "{error}");
     }
 
     proptest! {

@@ -58,6 +58,9 @@ impl FileStamp {
     }
 }
 
+/// Links that lead to each other.
+const ELOOP: i32 = nix::errno::Errno::ELOOP as i32;
+
 /// Why a folder cannot be listed.
 #[derive(Debug, thiserror::Error)]
 pub enum ScanError {
@@ -67,27 +70,25 @@ pub enum ScanError {
         #[source]
         source: io::Error,
     },
-    #[error("{path:?} is not a folder: name the folder that holds the model's files")]
+    #[error("{path:?} does not exist")]
+    Absent { path: PathBuf },
+    #[error("{path:?} is not a folder")]
     NotAFolder { path: PathBuf },
     #[error("folder {path:?} holds no files")]
     Empty { path: PathBuf },
-    #[error(
-        "folder {path:?} is empty, and a model holds only files: remove it, or put a file into it"
-    )]
+    #[error("folder {path:?} is empty, and a model holds only files")]
     EmptyFolder { path: PathBuf },
-    #[error(
-        "{path:?} is a link to {target:?}, which is outside the folder: copy the model with `cp -rL` first, so that links become files"
-    )]
+    #[error("{path:?} is a link to {target:?}, which is outside the folder")]
     LeadsOut { path: PathBuf, target: PathBuf },
-    #[error("{path:?} is a link to a folder that holds it, without end: remove the link")]
+    #[error("{path:?} is a link that leads back to itself, without end")]
     Loop { path: PathBuf },
-    #[error("{path:?} is a link to nothing: remove it or mend it")]
-    Dangling { path: PathBuf },
-    #[error("{path:?} is a {kind}, not a file: remove it from the folder")]
+    #[error("{path:?} is a link to {target:?}, which does not exist")]
+    Dangling { path: PathBuf, target: PathBuf },
+    #[error("{path:?} is a {kind}, not a file")]
     Special { path: PathBuf, kind: &'static str },
-    #[error("the name {path:?} is not UTF-8: rename it")]
+    #[error("the name {path:?} is not UTF-8")]
     NotUtf8 { path: PathBuf },
-    #[error("the name of {path:?} cannot stand in a manifest: rename it")]
+    #[error("the name of {path:?} cannot stand in a manifest")]
     Name {
         path: PathBuf,
         #[source]
@@ -97,11 +98,112 @@ pub enum ScanError {
     TooMany { path: PathBuf, limit: usize },
 }
 
+impl ScanError {
+    /// How to mend it.
+    pub fn hint(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::Read { source, .. } => return read_hint(source),
+            Self::Absent { .. } | Self::NotAFolder { .. } | Self::Empty { .. } => {
+                "name the folder that holds the model's files"
+            }
+            Self::EmptyFolder { .. } => "remove it, or put a file into it",
+            Self::LeadsOut { .. } => {
+                "copy the model with `cp -rL FROM TO`, so that links become files, and push the copy"
+            }
+            Self::Loop { .. } => "remove the link",
+            Self::Dangling { .. } => "remove the link, or put the file where it leads",
+            Self::Special { .. } => "remove it from the folder, or push a copy of the files alone",
+            Self::NotUtf8 { .. } | Self::Name { .. } => "rename it",
+            Self::TooMany { .. } => {
+                "push the model alone, not what lies around it (data sets, .git, environments), or pack the small files into one archive"
+            }
+        })
+    }
+}
+
+/// How to mend a file that cannot be read.
+pub fn read_hint(source: &io::Error) -> Option<&'static str> {
+    (source.kind() == io::ErrorKind::PermissionDenied)
+        .then_some("let whoever pushes read it (`chmod -R a+rX FOLDER`), or push as its owner")
+}
+
+/// What became of a file since it was listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    Grew {
+        from: u64,
+        to: u64,
+    },
+    Shrank {
+        from: u64,
+        to: u64,
+    },
+    /// Another file has its name.
+    Replaced,
+    /// Its time of change is another.
+    Written,
+    Removed,
+    /// It was not there.
+    Appeared,
+}
+
+impl std::fmt::Display for Change {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Grew { from, to } => write!(f, "grew from {from} to {to} bytes"),
+            Self::Shrank { from, to } => write!(f, "shrank from {from} to {to} bytes"),
+            Self::Replaced => f.write_str("was replaced by another file"),
+            Self::Written => f.write_str("was written to"),
+            Self::Removed => f.write_str("was removed"),
+            Self::Appeared => f.write_str("appeared"),
+        }
+    }
+}
+
+impl FileStamp {
+    /// What happened between two looks at one name.
+    pub fn change_to(&self, later: &Self) -> Option<Change> {
+        let (from, to) = (self.size_bytes, later.size_bytes);
+        if self == later {
+            None
+        } else if (self.device, self.inode) != (later.device, later.inode) {
+            Some(Change::Replaced)
+        } else if to > from {
+            Some(Change::Grew { from, to })
+        } else if to < from {
+            Some(Change::Shrank { from, to })
+        } else {
+            Some(Change::Written)
+        }
+    }
+}
+
+/// The first file that is not as it was, of two scans of one folder.
+pub fn changed(before: &[ScannedFile], after: &[ScannedFile]) -> Option<(String, Change)> {
+    let mut later = after.iter().peekable();
+    for file in before {
+        if let Some(new) = later.next_if(|it| it.path < file.path) {
+            return Some((new.path.clone(), Change::Appeared));
+        }
+        let change = match later.next_if(|it| it.path == file.path) {
+            Some(same) => file.stamp.change_to(&same.stamp),
+            None => Some(Change::Removed),
+        };
+        if let Some(change) = change {
+            return Some((file.path.clone(), change));
+        }
+    }
+    later.next().map(|new| (new.path.clone(), Change::Appeared))
+}
+
 /// Lists every file under `dir`.
 pub fn scan(dir: &Path, options: ScanOptions) -> Result<Vec<ScannedFile>, ScanError> {
-    let root = fs::canonicalize(dir).map_err(|source| ScanError::Read {
-        path: dir.to_owned(),
-        source,
+    let root = fs::canonicalize(dir).map_err(|source| {
+        let path = dir.to_owned();
+        match source.kind() {
+            io::ErrorKind::NotFound => ScanError::Absent { path },
+            _ => ScanError::Read { path, source },
+        }
     })?;
     if !root.is_dir() {
         return Err(ScanError::NotAFolder {
@@ -175,7 +277,11 @@ impl Scan<'_> {
         let mut metadata = fs::symlink_metadata(&path).map_err(read)?;
         if metadata.is_symlink() {
             let target = fs::canonicalize(&path).map_err(|source| match source.kind() {
-                io::ErrorKind::NotFound => ScanError::Dangling { path: path.clone() },
+                io::ErrorKind::NotFound => ScanError::Dangling {
+                    path: path.clone(),
+                    target: fs::read_link(&path).unwrap_or_default(),
+                },
+                _ if source.raw_os_error() == Some(ELOOP) => ScanError::Loop { path: path.clone() },
                 _ => read(source),
             })?;
             if !target.starts_with(self.root) {
@@ -292,6 +398,39 @@ mod tests {
         fs::remove_file(dir.path().join("b/up")).expect("removed");
         symlink("gone", dir.path().join("b/gone-too")).expect("link");
         assert!(matches!(refusal(dir.path()), ScanError::Dangling { .. }));
+    }
+
+    #[test]
+    fn links_that_lead_to_each_other_are_a_loop() {
+        let dir = folder();
+        symlink("two", dir.path().join("one")).expect("link");
+        symlink("one", dir.path().join("two")).expect("link");
+        assert!(matches!(refusal(dir.path()), ScanError::Loop { .. }));
+    }
+
+    #[test]
+    fn what_changed_between_two_scans_is_named() {
+        let dir = folder();
+        let list = || scan(dir.path(), ScanOptions::default()).expect("scans");
+        let before = list();
+        assert_eq!(changed(&before, &list()), None);
+        let found = || changed(&before, &list()).map(|(path, change)| format!("{path} {change}"));
+        fs::write(dir.path().join("a"), b"a longer one").expect("file");
+        assert_eq!(found().as_deref(), Some("a grew from 1 to 12 bytes"));
+        fs::write(dir.path().join("a"), b"").expect("file");
+        assert_eq!(found().as_deref(), Some("a shrank from 1 to 0 bytes"));
+        fs::write(dir.path().join("new"), b"a").expect("file");
+        fs::rename(dir.path().join("new"), dir.path().join("a")).expect("renamed");
+        assert_eq!(found().as_deref(), Some("a was replaced by another file"));
+        fs::remove_file(dir.path().join("a")).expect("removed");
+        assert_eq!(found().as_deref(), Some("a was removed"));
+        let before = list();
+        for name in ["0", "zz"] {
+            fs::write(dir.path().join(name), b"").expect("file");
+            let change = changed(&before, &list());
+            assert_eq!(change, Some((name.to_owned(), Change::Appeared)));
+            fs::remove_file(dir.path().join(name)).expect("removed");
+        }
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! The JSON of the REST API, and of the files by which agent and gateway of one node meet.
 
+mod blocked;
 pub mod certificates;
 pub mod events;
 pub mod local;
 pub mod serving;
 
+pub use blocked::Blocked;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -270,6 +272,9 @@ pub struct EndpointDescription {
     /// Its last events, oldest first.
     #[serde(default)]
     pub events: Vec<events::EventInfo>,
+    /// Served entities whose next replica finds no place.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub blocked: Vec<Blocked>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]

@@ -37,6 +37,8 @@ pub struct Capacity {
     pub gpus: Vec<Gpu>,
     #[prost(string, optional, tag = "5")]
     pub gpus_absent: Option<String>,
+    #[prost(uint64, optional, tag = "50")]
+    pub cache_room_bytes: Option<u64>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -147,6 +149,7 @@ impl From<&checked::AgentReport> for AgentReport {
                 cpu_millis: capacity.cpu_millis,
                 memory_bytes: capacity.memory_bytes,
                 cache_bytes: capacity.cache_bytes,
+                cache_room_bytes: capacity.cache_room_bytes,
                 gpus: capacity
                     .gpus
                     .iter()
@@ -202,6 +205,7 @@ impl TryFrom<AgentReport> for checked::AgentReport {
                 cpu_millis: capacity.cpu_millis,
                 memory_bytes: capacity.memory_bytes,
                 cache_bytes: capacity.cache_bytes,
+                cache_room_bytes: capacity.cache_room_bytes,
                 gpus: capacity
                     .gpus
                     .into_iter()

@@ -86,14 +86,19 @@ impl ClientError {
         })
     }
 
-    fn status(&self) -> Option<u16> {
+    /// What the server answered, where it did.
+    pub(crate) fn answer(&self) -> Option<&ApiFailure> {
         match self {
-            Self::Api(failure) => Some(failure.status),
+            Self::Api(failure) => Some(failure),
             Self::Unreachable { .. }
             | Self::TimedOut { .. }
             | Self::Broken { .. }
             | Self::NotUnderstood { .. } => None,
         }
+    }
+
+    fn status(&self) -> Option<u16> {
+        self.answer().map(|failure| failure.status)
     }
 
     /// The server is not there, or does not let us in.

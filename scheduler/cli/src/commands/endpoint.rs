@@ -13,6 +13,7 @@ use shared::ids::EndpointName;
 
 use crate::client::{Call, Client};
 use crate::commands::events;
+use crate::commands::last_words::last_words;
 use crate::output::Output;
 use crate::output::format::{self, UNKNOWN, short};
 use crate::output::table::{Field, Table, Tone};
@@ -94,10 +95,20 @@ pub(crate) async fn describe(
     show_configs(&description.endpoint, output)?;
     output.line("\nreplicas")?;
     output.table(&replica_table(&description.replicas))?;
+    if troubled(&description.endpoint.state)
+        && let Some(words) = last_words(&description.replicas, client).await
+    {
+        output.line(format!("\n{words}"))?;
+    }
     output.line("\nautoscaler")?;
     output.table(&decision_table(&description.decisions))?;
     output.line("\nevents")?;
     output.table(&events::table(&description.events, SystemTime::now()))
+}
+
+/// Whether what its replicas wrote before they failed helps to understand an endpoint.
+fn troubled(state: &EndpointState) -> bool {
+    state.ready != "READY" || state.config_update == "UPDATE_FAILED"
 }
 
 pub(crate) async fn delete(

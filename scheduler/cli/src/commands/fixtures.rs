@@ -118,6 +118,7 @@ pub(crate) fn description(update: &str) -> EndpointDescription {
             age_s: 3.2,
         }],
         events: vec![],
+        blocked: vec![],
     }
 }
 

@@ -10,6 +10,7 @@ use shared::ids::{EndpointName, EntityName, ReplicaId};
 
 use crate::client::{Call, Client, LONG_CALL};
 use crate::commands::endpoint::description_path;
+use crate::commands::last_words::printable;
 use crate::output::Output;
 use crate::output::format::short;
 
@@ -105,14 +106,9 @@ fn show(line: &[u8], output: &Output) -> anyhow::Result<()> {
     }
 }
 
-/// Control characters that a model wrote must not steer the terminal.
 fn plain(line: &LogLine) -> String {
-    let message: String = line
-        .m
-        .chars()
-        .filter(|c| !c.is_control() || *c == '\t')
-        .collect();
-    format!("{} {} {message}", line.t, short(line.replica.as_str()))
+    let (replica, message) = (short(line.replica.as_str()), printable(&line.m));
+    format!("{} {replica} {message}", line.t)
 }
 
 /// The lines of an answer as they come.

@@ -8,6 +8,7 @@ pub(crate) mod events;
 #[cfg(test)]
 pub(crate) mod fixtures;
 pub(crate) mod image;
+pub(crate) mod last_words;
 pub(crate) mod logs;
 pub(crate) mod model;
 pub(crate) mod node;

@@ -1,7 +1,8 @@
 //! What the user sees: results on standard output, everything else on standard error.
 //!
 //! Tables, colours and moving progress are for terminals. Into a pipe go plain lines, or JSON when
-//! it was asked for; `--quiet` leaves results and errors.
+//! it was asked for; `--quiet` leaves results and errors. A program that asked for JSON finds JSON
+//! lines on standard error, too, and no remarks.
 
 pub(crate) mod format;
 pub(crate) mod progress;
@@ -37,12 +38,14 @@ impl Output {
         if plain {
             anstream::ColorChoice::Never.write_global();
         }
+        let lively = io::stderr().is_terminal();
+        let read_by_program = shown.output == OutputFormat::Json && !lively;
         Self {
             format: shown.output,
-            quiet: shown.quiet,
+            quiet: shown.quiet || read_by_program,
             colour: !plain && io::stdout().is_terminal(),
             width: table::terminal_width(),
-            lively: io::stderr().is_terminal(),
+            lively,
         }
     }
 
@@ -108,7 +111,13 @@ impl Output {
     }
 
     pub(crate) fn warn(&self, text: impl AsRef<str>) {
-        anstream::eprintln!("warning: {}", text.as_ref());
+        let text = text.as_ref();
+        if self.is_json() {
+            let line = serde_json::json!({"warning": {"message": text}});
+            anstream::eprintln!("{line}");
+        } else {
+            anstream::eprintln!("warning: {text}");
+        }
     }
 
     /// Progress in bytes; `total` may be unknown.

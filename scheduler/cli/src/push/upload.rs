@@ -13,7 +13,9 @@ use shared::api::{ManifestStored, MissingChunks};
 use shared::digest::{ChunkPlace, Digest, chunk_digest};
 use shared::manifest::{ChunkRef, FileEntry, Manifest};
 
-use super::{Sent, Source, blocking};
+use model::scan::Change;
+
+use super::{PushError, Sent, Source, blocking};
 use crate::client::{Backoff, Call, Client, LONG_CALL};
 use crate::output::Output;
 
@@ -32,12 +34,6 @@ const CHUNK_RETRIES: Backoff = Backoff {
     longest: Duration::from_secs(8),
     retries: 7,
 };
-
-#[derive(Debug, thiserror::Error)]
-#[error("{path} changed during the push: push it again")]
-struct Changed {
-    path: String,
-}
 
 /// A chunk and the first file that holds it.
 struct Piece<'a> {
@@ -70,6 +66,7 @@ pub(crate) async fn send(
         })
         .await?;
     drop(progress);
+    source.unchanged().await?;
     let call = Call::new(Method::POST, "/api/stokehold/v1/manifests")
         .octets(source.manifest.encode().into())
         .timeout(Some(LONG_CALL));
@@ -121,12 +118,9 @@ async fn missing<'a>(pieces: Vec<Piece<'a>>, client: &Client) -> anyhow::Result<
 
 async fn put(folder: &Path, piece: &Piece<'_>, client: &Client) -> anyhow::Result<()> {
     let bytes = {
-        let (path, shown, chunk) = (
-            folder.join(&piece.file.path),
-            piece.file.path.clone(),
-            piece.chunk,
-        );
-        blocking(move || read_chunk(&path, &shown, &chunk)).await?
+        let (path, size_bytes) = (folder.join(&piece.file.path), piece.file.size_bytes);
+        let chunk = piece.chunk;
+        blocking(move || read_chunk(&path, size_bytes, &chunk)).await?
     };
     let mut tries = 0;
     loop {
@@ -156,24 +150,32 @@ fn call(chunk: &ChunkRef, bytes: Bytes) -> Call<'static> {
     }
 }
 
-/// Reads a chunk again and hashes it again: the file may have been written to since.
-fn read_chunk(path: &Path, shown: &str, chunk: &ChunkRef) -> anyhow::Result<Bytes> {
-    let changed = || Changed {
-        path: shown.to_owned(),
+/// Reads a chunk again and hashes it again: the file, which had `size_bytes`, may have been written
+/// to since.
+fn read_chunk(path: &Path, size_bytes: u64, chunk: &ChunkRef) -> anyhow::Result<Bytes> {
+    let changed = |change| {
+        let path = path.to_owned();
+        Err(PushError::Changed { path, change }.into())
     };
     let read = || format!("read {}", path.display());
     let len = usize::try_from(chunk.len_bytes).expect("a chunk is at most 32 MiB");
     let mut bytes = vec![0; len];
     let file = match File::open(path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(changed().into()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return changed(Change::Removed),
         other => other.with_context(read)?,
     };
     match file.read_exact_at(&mut bytes, chunk.offset_bytes) {
-        Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => return Err(changed().into()),
+        Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => {
+            let to = file.metadata().with_context(read)?.len();
+            return changed(Change::Shrank {
+                from: size_bytes,
+                to,
+            });
+        }
         other => other.with_context(read)?,
     }
     if chunk_digest(chunk.place, &bytes) != chunk.digest {
-        return Err(changed().into());
+        return changed(Change::Written);
     }
     Ok(bytes.into())
 }
@@ -211,20 +213,20 @@ mod tests {
         let entry = entry("weights.bin", b"0123456789");
         let chunk = entry.chunk_refs().next().expect("a chunk");
         std::fs::write(&path, b"0123456789").expect("write");
-        assert!(read_chunk(&path, "weights.bin", &chunk).is_ok());
+        assert!(read_chunk(&path, 10, &chunk).is_ok());
         let refused = |what: &str| {
-            let error = read_chunk(&path, "weights.bin", &chunk).expect_err(what);
+            let error = read_chunk(&path, 10, &chunk).expect_err(what);
             assert_eq!(
                 error.to_string(),
-                "weights.bin changed during the push: push it again"
+                format!("{path:?} {what} during the push")
             );
         };
         std::fs::write(&path, b"0123456780").expect("write");
-        refused("changed");
+        refused("was written to");
         std::fs::write(&path, b"01234").expect("write");
-        refused("shrunk");
+        refused("shrank from 10 to 5 bytes");
         std::fs::remove_file(&path).expect("remove");
-        refused("gone");
+        refused("was removed");
     }
 
     #[test]

@@ -31,7 +31,7 @@ impl Core {
         let Some(set) = self.sets.get_mut(id) else {
             return;
         };
-        let Some(reason) = &set.blocked else {
+        let Some(reason) = set.blocked.as_ref().map(|blocked| &blocked.reason) else {
             if missing == 0 || !set.backoff.waits(pass.now) {
                 set.told_blocked = None;
             }

@@ -7,6 +7,7 @@ use shared::ids::{EntityName, ModelName, ModelRef, RuntimeName};
 use shared::manifest::Description;
 use shared::runtime::Resources;
 use shared::spec::ServedEntity;
+use shared::units::Bytes;
 
 use super::config::Fleet;
 use super::{refuse_given, scaling, shown};
@@ -33,6 +34,7 @@ pub(crate) fn checked(
     let runtime = runtime(fleet, &ours, model, field)?;
     let (workload_type, class) = workload(fleet, input, field)?;
     let resources = resources(fleet, &ours, &runtime, class, field)?;
+    check_memory(model, &runtime, &resources, field)?;
     let environment = environment(input.environment_vars.as_ref(), field)?;
     let (scaling, sizing) = scaling::checked(input, field)?;
     Ok(ServedEntity {
@@ -182,13 +184,17 @@ fn runtime(
         Some(named) => named,
         None => chosen(&model.description).ok_or_else(|| {
             ApiError::invalid(format!(
-                "{field}.stokehold.runtime: model {}/{} holds no MLmodel file to choose a runtime by, name one ({})",
+                "{field}.stokehold.runtime: model {}/{} holds no MLmodel file to choose a runtime by: push \
+                 the folder that MLflow's save_model wrote, or name one ({})",
                 model.name,
                 model.version,
                 known()
             ))
         })?,
     };
+    if wanted == MLFLOW {
+        check_flavors(model, field)?;
+    }
     let template = templates.iter().find(|(name, _)| name.as_str() == wanted);
     template.map(|(name, _)| name.clone()).ok_or_else(|| {
         ApiError::invalid(format!(
@@ -202,6 +208,52 @@ fn runtime(
 /// The runtime that a model's description asks for.
 fn chosen(description: &Description) -> Option<&'static str> {
     (!description.flavors.is_empty()).then_some(MLFLOW)
+}
+
+/// MLflow's server loads a model by its python_function flavor and by nothing else.
+fn check_flavors(model: &ModelVersion, field: &str) -> Result<(), ApiError> {
+    let flavors = &model.description.flavors;
+    if flavors.contains_key("python_function") {
+        return Ok(());
+    }
+    let names: Vec<&str> = flavors.keys().map(String::as_str).collect();
+    let (has, mend) = if names.is_empty() {
+        (
+            "holds no MLmodel file".to_owned(),
+            "push the folder that MLflow's save_model wrote, or name another runtime",
+        )
+    } else {
+        (
+            format!("has only {}", names.join(", ")),
+            "save it again with that flavor, or name another runtime",
+        )
+    };
+    Err(ApiError::invalid(format!(
+        "{field}.stokehold.runtime: {MLFLOW} serves the python_function flavor, and model {}/{} {has}: {mend}",
+        model.name, model.version
+    )))
+}
+
+/// MLflow's server reads all of a model into memory before it answers: one that is larger than the
+/// limit would be killed at every start.
+fn check_memory(
+    model: &ModelVersion,
+    runtime: &RuntimeName,
+    resources: &Resources,
+    field: &str,
+) -> Result<(), ApiError> {
+    let fits = model.size_bytes < resources.memory_bytes;
+    if fits || resources.gpus > 0 || runtime.as_str() != MLFLOW {
+        return Ok(());
+    }
+    Err(ApiError::invalid(format!(
+        "{field}.stokehold.memory_bytes: model {}/{} has {} to load, and a replica may use {}: give it \
+         more with stokehold.memory_bytes (--memory)",
+        model.name,
+        model.version,
+        Bytes(model.size_bytes),
+        Bytes(resources.memory_bytes)
+    )))
 }
 
 fn workload(
@@ -224,7 +276,7 @@ fn workload(
         return Err(ApiError::invalid(format!(
             "{field}.workload_type: {name} needs a node with {} GPUs of at least {} and none has reported any",
             class.gpus,
-            shared::units::Bytes(class.gpu_memory_bytes)
+            Bytes(class.gpu_memory_bytes)
         )));
     }
     Ok((name.to_owned(), *class))

@@ -67,6 +67,7 @@ impl SimNode {
                 cpu_millis: 16_000,
                 memory_bytes: 16 << 30,
                 cache_bytes: 100 << 30,
+                cache_room_bytes: None,
                 gpus: Vec::<Gpu>::new(),
                 gpus_absent: None,
             },

@@ -85,6 +85,18 @@ impl Cache {
         Ok(reservation)
     }
 
+    /// What of its capacity the disk could hold now, if everything in it that is not needed went.
+    /// `None` where that cannot be told without waiting.
+    pub fn room(&self) -> Option<Bytes> {
+        let records = self.inner.records.try_lock().ok()?;
+        let free_bytes = open::free_bytes(&self.inner.folder).ok()?;
+        let used_bytes = records.table.used_bytes();
+        let unwritten_bytes = records.promised_bytes();
+        let on_disk_bytes = used_bytes.saturating_sub(unwritten_bytes);
+        let room_bytes = free_bytes.saturating_add(on_disk_bytes);
+        Some(Bytes(room_bytes.min(self.inner.capacity.get())))
+    }
+
     fn plan_room(&self, records: &Records, need: Need) -> Result<Vec<Eviction>, ReserveError> {
         let (model, path, capacity) = (need.model, self.inner.folder.clone(), self.inner.capacity);
         if need.total_bytes > capacity.get() {

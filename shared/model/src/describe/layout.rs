@@ -32,6 +32,13 @@ impl<'a> Layout<'a> {
         self.files.contains_key(path)
     }
 
+    /// Whether it is a file, or a folder with files in it.
+    pub(super) fn holds(&self, path: &str) -> bool {
+        let path = path.trim_start_matches("./").trim_end_matches('/');
+        let below = format!("{path}/");
+        self.has(path) || self.files.keys().any(|file| file.starts_with(&below))
+    }
+
     pub(super) fn is_image(&self) -> bool {
         self.has("oci-layout")
             && self.has("index.json")
@@ -70,7 +77,7 @@ impl<'a> Layout<'a> {
         if self.has("config.pbtxt") {
             return Err(DescribeError::Triton {
                 path: dir.join("config.pbtxt"),
-                problem: "a Triton repository has NAME/config.pbtxt: push the folder above",
+                problem: "is one model of a Triton repository, and the folder above is the repository",
             });
         }
         if let Some(name) = self.triton_names().find(|n| !self.has_version_folder(n)) {

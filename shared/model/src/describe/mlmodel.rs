@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use shared::manifest::Signature;
 
 #[derive(Debug, Deserialize)]
@@ -24,6 +24,48 @@ pub(super) struct MlModel {
 #[derive(Debug, Default)]
 pub(super) struct Flavor {
     texts: BTreeMap<String, String>,
+    /// Files and folders of the model that it names, each with its key.
+    names: Vec<(String, String)>,
+}
+
+/// Keys under which flavors name what they load, relative to the folder.
+const DATA_KEYS: [&str; 7] = [
+    "data",
+    "model_binary",
+    "model_data",
+    "model_path",
+    "pickled_model",
+    "python_model",
+    "saved_model_dir",
+];
+
+/// What a flavor says and its folder does not keep.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Lack {
+    flavor: String,
+    /// The key that says it; `None` where one is missing.
+    key: Option<String>,
+    pub(super) problem: String,
+}
+
+/// The line of an MLmodel file in which a lack stands, from 1. By its words alone: the file was read
+/// as YAML before, and a line that cannot be told is left out.
+pub(super) fn line_of(text: &str, lack: &Lack) -> Option<usize> {
+    let names = |line: &str, key: &str| {
+        let rest = line.trim_start().strip_prefix(key);
+        rest.is_some_and(|rest| rest.starts_with(':'))
+    };
+    let indent = |line: &str| line.len() - line.trim_start().len();
+    let lines: Vec<&str> = text.lines().collect();
+    let flavors = lines.iter().position(|line| line.starts_with("flavors:"))?;
+    let head = (flavors + 1..lines.len()).find(|&at| names(lines[at], &lack.flavor))?;
+    let Some(key) = &lack.key else {
+        return Some(head + 1);
+    };
+    let section = (head + 1..lines.len())
+        .take_while(|&at| lines[at].trim().is_empty() || indent(lines[at]) > indent(lines[head]));
+    let at = section.into_iter().find(|&at| names(lines[at], key))?;
+    Some(at + 1)
 }
 
 #[derive(Debug, Deserialize)]
@@ -48,6 +90,33 @@ pub(super) fn parse_python_env(text: &str) -> Result<Option<String>, serde_norwa
 }
 
 impl MlModel {
+    /// The first thing that a flavor needs and does not have. `holds` says what lies in the folder.
+    pub(super) fn lack(&self, holds: impl Fn(&str) -> bool) -> Option<Lack> {
+        for (name, flavor) in &self.flavors {
+            let missing = flavor.names.iter().find(|(_, file)| !holds(file));
+            if let Some((key, file)) = missing {
+                let shown: String = file.chars().take(200).collect();
+                return Some(Lack {
+                    flavor: name.clone(),
+                    key: Some(key.clone()),
+                    problem: format!(
+                        "flavor {name:?} names {key} {shown:?}, which is not in the folder"
+                    ),
+                });
+            }
+            if name == "python_function" && flavor.text("loader_module").is_none() {
+                return Some(Lack {
+                    flavor: name.clone(),
+                    key: None,
+                    problem: format!(
+                        "flavor {name:?} names no loader_module, so nothing can load it"
+                    ),
+                });
+            }
+        }
+        None
+    }
+
     /// Flavors with the version of the library that wrote them, empty where it is not given.
     pub(super) fn flavor_versions(&self) -> BTreeMap<String, String> {
         let version = |name: &str, flavor: &Flavor| match name {
@@ -91,7 +160,7 @@ impl Flavor {
     }
 
     fn wants(key: &str) -> bool {
-        key == "task" || key == "inference_task" || key.ends_with("_version")
+        matches!(key, "task" | "inference_task" | "loader_module") || key.ends_with("_version")
     }
 }
 
@@ -109,7 +178,10 @@ impl<'de> Deserialize<'de> for Flavor {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Flavor, A::Error> {
                 let mut flavor = Flavor::default();
                 while let Some(key) = map.next_key::<String>()? {
-                    if !Flavor::wants(&key) {
+                    if DATA_KEYS.contains(&key.as_str()) {
+                        let file = map.next_value::<Loose>()?.0.filter(|file| !file.is_empty());
+                        flavor.names.extend(file.map(|file| (key, file)));
+                    } else if !Flavor::wants(&key) {
                         map.next_value::<IgnoredAny>()?;
                     } else if let Some(text) = map.next_value::<Option<String>>()? {
                         flavor.texts.insert(key, text);
@@ -119,6 +191,48 @@ impl<'de> Deserialize<'de> for Flavor {
             }
         }
         deserializer.deserialize_any(Section)
+    }
+}
+
+/// A text, or anything else, which is left alone.
+struct Loose(Option<String>);
+
+impl<'de> Deserialize<'de> for Loose {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Anything;
+        impl<'de> Visitor<'de> for Anything {
+            type Value = Loose;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("anything")
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Loose, E> {
+                Ok(Loose(Some(text.to_owned())))
+            }
+            fn visit_unit<E>(self) -> Result<Loose, E> {
+                Ok(Loose(None))
+            }
+            fn visit_bool<E>(self, _: bool) -> Result<Loose, E> {
+                Ok(Loose(None))
+            }
+            fn visit_i64<E>(self, _: i64) -> Result<Loose, E> {
+                Ok(Loose(None))
+            }
+            fn visit_u64<E>(self, _: u64) -> Result<Loose, E> {
+                Ok(Loose(None))
+            }
+            fn visit_f64<E>(self, _: f64) -> Result<Loose, E> {
+                Ok(Loose(None))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Loose, A::Error> {
+                while seq.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(Loose(None))
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Loose, A::Error> {
+                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                Ok(Loose(None))
+            }
+        }
+        deserializer.deserialize_any(Anything)
     }
 }
 

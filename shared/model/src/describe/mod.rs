@@ -42,37 +42,89 @@ pub enum DescribeError {
         "{path:?} has {size} bytes, over the limit of {MAX_FILE_BYTES} for a file that describes a model"
     )]
     TooLarge { path: PathBuf, size: u64 },
-    #[error("{path:?} is not text in UTF-8: save the model again with its framework")]
+    #[error("{path:?} is not text in UTF-8")]
     NotText { path: PathBuf },
-    #[error(
-        "{path:?} is not a valid MLmodel file: save the model again with MLflow, or mend the line"
-    )]
+    #[error("{} is not a valid MLmodel file", path.display())]
     MlModel {
         path: PathBuf,
         #[source]
         source: serde_norway::Error,
     },
-    #[error("{path:?}: {problem}")]
-    Content { path: PathBuf, problem: String },
-    #[error(
-        "{path:?} is not valid JSON: save the model again with its framework, or mend the line"
-    )]
+    /// What an MLmodel file says and its folder does not keep.
+    #[error("{}: {}{problem}", path.display(), at_line(*line))]
+    Content {
+        path: PathBuf,
+        line: Option<usize>,
+        problem: String,
+    },
+    #[error("{path:?} is not valid JSON")]
     Json {
         path: PathBuf,
         #[source]
         source: serde_json::Error,
     },
-    #[error(
-        "folder {dir:?} holds {evidence:?}, which MLflow writes, but no MLmodel file: push the folder that MLflow's save_model wrote, whole"
-    )]
+    #[error("folder {dir:?} holds {evidence:?}, which MLflow writes, but no MLmodel file")]
     NoMlModel { dir: PathBuf, evidence: String },
-    #[error("folder {dir:?} is not a model, but its folder {inner:?} is: push {}", dir.join(inner).display())]
+    #[error("folder {dir:?} is not a model, but its folder {inner:?} is")]
     OneTooHigh { dir: PathBuf, inner: String },
     #[error("{path:?}: {problem}")]
     Triton {
         path: PathBuf,
         problem: &'static str,
     },
+}
+
+fn at_line(line: Option<usize>) -> String {
+    line.map_or_else(String::new, |line| format!("line {line}: "))
+}
+
+impl DescribeError {
+    /// How to mend it.
+    pub fn hint(&self) -> Option<String> {
+        let text = match self {
+            Self::Read { source, .. } => return crate::scan::read_hint(source).map(str::to_owned),
+            Self::TooLarge { .. } => "put what is large into a file of its own beside it",
+            Self::NotText { .. } => "save the model again with its framework",
+            Self::MlModel { .. } => {
+                "mend the line, or save the model again with mlflow.FLAVOR.save_model"
+            }
+            Self::Content { .. } => {
+                "save the model again with mlflow.FLAVOR.save_model and push that folder, whole"
+            }
+            Self::Json { .. } => "mend the line, or save the model again with its framework",
+            Self::NoMlModel { .. } => "push the folder that MLflow's save_model wrote, whole",
+            Self::OneTooHigh { dir, inner } => {
+                return Some(format!("push {}", dir.join(inner).display()));
+            }
+            Self::Triton { .. } => {
+                "a Triton repository holds NAME/config.pbtxt and NAME/1/...: push the folder that holds NAME"
+            }
+        };
+        Some(text.to_owned())
+    }
+}
+
+/// What keeps a folder that may be pushed from being deployed without more ado, for whoever pushes
+/// it; `None` where a runtime can be chosen by what its files say.
+pub fn gap(description: &Description) -> Option<String> {
+    if description.kind == Kind::Image || description.flavors.contains_key("python_function") {
+        return None;
+    }
+    if !description.flavors.is_empty() {
+        let flavors: Vec<&str> = description.flavors.keys().map(String::as_str).collect();
+        return Some(format!(
+            "its MLmodel names {} and no python_function flavor, which the mlflow runtime needs",
+            flavors.join(", ")
+        ));
+    }
+    if description.triton_repository || !description.architectures.is_empty() {
+        return None;
+    }
+    Some(
+        "it holds no MLmodel file and no other layout that Stokehold knows (Hugging Face's \
+         config.json, Triton's NAME/config.pbtxt)"
+            .to_owned(),
+    )
 }
 
 /// Describes the model whose `files` [`crate::scan::scan`] found in `dir`.
@@ -121,7 +173,15 @@ fn read_mlmodel(
     if model.flavors.is_empty() {
         return Err(DescribeError::Content {
             path,
-            problem: "names no flavor under `flavors`: save the model again with MLflow".into(),
+            line: None,
+            problem: "names no flavor under `flavors`".into(),
+        });
+    }
+    if let Some(lack) = model.lack(|file| layout.holds(file)) {
+        return Err(DescribeError::Content {
+            path,
+            line: mlmodel::line_of(&text, &lack),
+            problem: lack.problem,
         });
     }
     if let Some(signature) = &model.signature {
@@ -152,9 +212,8 @@ fn check_signature(path: &Path, signature: &Signature) -> Result<(), DescribeErr
         if let Err(error) = serde_json::from_str::<IgnoredAny>(text) {
             return Err(DescribeError::Content {
                 path: path.to_owned(),
-                problem: format!(
-                    "signature.{part} is not JSON ({error}): save the model again with MLflow"
-                ),
+                line: None,
+                problem: format!("signature.{part} is not JSON ({error})"),
             });
         }
     }

@@ -49,7 +49,8 @@ fn described(files: &[(&str, &str)]) -> Result<Description, DescribeError> {
 fn message(files: &[(&str, &str)]) -> String {
     let error = described(files).expect_err("refused");
     let cause = std::error::Error::source(&error).map(|c| format!(": {c}"));
-    format!("{error}{}", cause.unwrap_or_default())
+    let hint = error.hint().expect("says how to mend it");
+    format!("{error}{}; {hint}", cause.unwrap_or_default())
 }
 
 fn flavors(description: &Description) -> Vec<(&str, &str)> {
@@ -88,7 +89,7 @@ fn an_mlflow_model_is_described_by_its_mlmodel_and_requirements() {
 
 #[test]
 fn a_version_keeps_its_text_where_yaml_sees_a_number() {
-    let text = "flavors:\n  python_function:\n    python_version: 3.10\n  xgboost:\n    xgb_version: 3.0\n";
+    let text = "flavors:\n  python_function:\n    loader_module: m\n    python_version: 3.10\n  xgboost:\n    xgb_version: 3.0\n";
     let description = described(&[("MLmodel", text)]).expect("described");
     assert_eq!(description.python_version.as_deref(), Some("3.10"));
     assert_eq!(
@@ -99,7 +100,7 @@ fn a_version_keeps_its_text_where_yaml_sees_a_number() {
 
 #[test]
 fn a_chat_model_gives_its_task_architecture_and_weights() {
-    let mlmodel = "flavors:\n  python_function: {}\n  transformers:\n    task: text-generation\n    transformers_version: 4.57\nmetadata:\n  task: llm/v1/chat\n";
+    let mlmodel = "flavors:\n  python_function: {loader_module: m}\n  transformers:\n    task: text-generation\n    transformers_version: 4.57\nmetadata:\n  task: llm/v1/chat\n";
     let description = described(&[
         ("MLmodel", mlmodel),
         (
@@ -146,7 +147,7 @@ fn a_triton_repository_is_known_by_its_version_folders() {
         "{text}"
     );
     let text = message(&[("config.pbtxt", ""), ("1/model.onnx", "x")]);
-    assert!(text.contains("push the folder above"), "{text}");
+    assert!(text.contains("push the folder that holds NAME"), "{text}");
 }
 
 #[test]
@@ -172,6 +173,42 @@ fn a_broken_mlmodel_is_named_with_the_place() {
     assert!(text.contains("signature.inputs is not JSON"), "{text}");
     let text = message(&[("MLmodel", "")]);
     assert!(text.contains("MLmodel"), "{text}");
+}
+
+#[test]
+fn a_flavor_that_names_what_is_not_there_is_refused_with_its_line() {
+    let text = message(&[("iris/x", ""), ("MLmodel", SKLEARN)]);
+    let named = "MLmodel: line 7: flavor \"python_function\" names model_path \"model.skops\", \
+                 which is not in the folder; save the model again";
+    assert!(text.contains(named), "{text}");
+    let of_sklearn = "flavors:\n  python_function:\n    loader_module: m\n    data: here\n\n  sklearn:\n    pickled_model: ../model.pkl\n";
+    let text = message(&[("here/x", ""), ("MLmodel", of_sklearn)]);
+    assert!(
+        text.contains("line 7: flavor \"sklearn\" names pickled_model \"../model.pkl\""),
+        "{text}"
+    );
+    let text = message(&[("MLmodel", "flavors:\n  python_function:\n    env: x\n")]);
+    assert!(
+        text.contains("MLmodel: line 2: flavor \"python_function\" names no loader_module"),
+        "{text}"
+    );
+    // What is no path is left alone.
+    let other =
+        "flavors: {a: {data: {x: [1]}, model_path: null, model_data: 3, python_model: [d]}}\n";
+    assert!(described(&[("MLmodel", other)]).is_ok());
+}
+
+#[test]
+fn what_keeps_a_folder_from_being_deployed_is_said_of_it() {
+    let said = |files: &[(&str, &str)]| gap(&described(files).expect("described"));
+    let mlflow = [("MLmodel", SKLEARN), ("model.skops", "x")];
+    assert_eq!(said(&mlflow), None);
+    assert_eq!(said(&[("config.json", r#"{"architectures":["A"]}"#)]), None);
+    assert_eq!(said(&[("a/config.pbtxt", ""), ("a/1/x", "")]), None);
+    let plain = said(&[("weights.bin", "x")]).expect("said");
+    assert!(plain.contains("no MLmodel file"), "{plain}");
+    let bare = said(&[("MLmodel", "flavors:\n  onnx: {data: m}\n"), ("m", "")]).expect("said");
+    assert!(bare.contains("onnx and no python_function"), "{bare}");
 }
 
 #[test]

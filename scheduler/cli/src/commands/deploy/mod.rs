@@ -4,13 +4,15 @@ mod request;
 mod verdict;
 mod watch;
 
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
 use reqwest::Method;
 use shared::api::ModelList;
-use shared::api::serving::{CreateEndpoint, Detailed};
+use shared::api::serving::{ConfigInput, CreateEndpoint, Detailed};
 use shared::ids::{EndpointName, EntityName, ModelRef, RuntimeName};
 use shared::units::Bytes;
 
@@ -26,10 +28,12 @@ Examples:
   stokehold deploy iris --model iris/1
   stokehold deploy iris --model iris@prod --min-replicas 2 --max-replicas 8 --memory 2GiB
   stokehold deploy churn --model churn/7 --workload-size Small --scale-to-zero --no-wait
+  stokehold deploy iris --model iris/1 --env-file iris.env
 
 The configuration is stated as a whole: what is not given has its default, also when the endpoint
-exists. The last line is the verdict; the code is 0 for ready, 1 for failed, 124 when --timeout is
-over and 130 when interrupted (the deployment then goes on).";
+exists. It ends in one verdict; the code is 0 for ready, 1 for failed or no room, 124 when --timeout is
+over and 130 when interrupted (the deployment then goes on). What no node could ever hold is given up
+after 10 s; it stays pending, and starts once a node can.";
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
@@ -64,9 +68,13 @@ pub(crate) struct DeployArgs {
     /// No replicas while nobody asks; the first request waits for one.
     #[arg(long)]
     scale_to_zero: bool,
-    /// Variable for the model's process; may be given many times.
+    /// Variable for the model's process; may be given many times. Others on this machine can see it
+    /// while the command runs: what is secret belongs in a file (--env-file).
     #[arg(long = "env", value_name = "KEY=VALUE")]
     environment: Vec<EnvironmentVariable>,
+    /// File of variables, one KEY=VALUE a line, # for remarks; --env overrides it.
+    #[arg(long, value_name = "FILE")]
+    env_file: Option<PathBuf>,
     /// Name of the served entity. Default: the model's name and version.
     #[arg(long, value_name = "NAME")]
     entity: Option<EntityName>,
@@ -85,8 +93,13 @@ pub(crate) async fn run(
     output: &Output,
 ) -> anyhow::Result<()> {
     let started = std::time::Instant::now();
+    let from_file = match &args.env_file {
+        Some(path) => read_variables(path)?,
+        None => Vec::new(),
+    };
     let version = resolve_model(&args.model, client).await?;
-    let endpoint = submit(&args, version, client).await?;
+    let config = request::config(&args, &from_file, version);
+    let endpoint = submit(&args.name, config, client).await?;
     let config_version = request::submitted_version(&endpoint);
     output.note(format!(
         "endpoint {} takes configuration {config_version}: {}/{version}",
@@ -129,9 +142,12 @@ async fn resolve_model(model: &ModelRef, client: &Client) -> anyhow::Result<u32>
 }
 
 /// Creates the endpoint, or gives the one that exists another configuration.
-async fn submit(args: &DeployArgs, version: u32, client: &Client) -> anyhow::Result<Detailed> {
-    let path = format!("{SERVING}/{}", args.name);
-    let config = request::config(args, version);
+async fn submit(
+    name: &EndpointName,
+    config: ConfigInput,
+    client: &Client,
+) -> anyhow::Result<Detailed> {
+    let path = format!("{SERVING}/{name}");
     let exists = match client.call::<Detailed>(Call::get(&path)).await {
         Ok(_) => true,
         Err(error) if error.is_not_found() => false,
@@ -141,7 +157,7 @@ async fn submit(args: &DeployArgs, version: u32, client: &Client) -> anyhow::Res
         Call::new(Method::PUT, format!("{path}/config")).json(&config)
     } else {
         Call::new(Method::POST, SERVING).json(&CreateEndpoint {
-            name: args.name.to_string(),
+            name: name.to_string(),
             config: Some(config),
             ..CreateEndpoint::default()
         })
@@ -150,5 +166,22 @@ async fn submit(args: &DeployArgs, version: u32, client: &Client) -> anyhow::Res
     client
         .call(call)
         .await
-        .with_context(|| format!("{verb} endpoint {}", args.name))
+        .with_context(|| format!("{verb} endpoint {name}"))
+}
+
+/// The server takes 4 KiB of variables; a file much longer is another one.
+const MAX_FILE_BYTES: u64 = 64 << 10;
+
+fn read_variables(path: &Path) -> anyhow::Result<Vec<EnvironmentVariable>> {
+    let shown = path.display();
+    let mut text = String::new();
+    let read = std::fs::File::open(path)
+        .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text));
+    read.with_context(|| format!("read --env-file {shown}"))?;
+    if text.len() as u64 > MAX_FILE_BYTES {
+        let problem = format!("--env-file {shown} is longer than 64 KiB: is it the right file?");
+        return Err(Stop::Usage(problem).into());
+    }
+    request::variables(&text)
+        .map_err(|problem| Stop::Usage(format!("--env-file {shown}: {problem}")).into())
 }

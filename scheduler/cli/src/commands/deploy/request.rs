@@ -65,10 +65,59 @@ impl FromStr for EnvironmentVariable {
     }
 }
 
-pub(super) fn config(args: &DeployArgs, version: u32) -> ConfigInput {
-    let variables: BTreeMap<String, String> = args
-        .environment
+/// The variables of a file, one `KEY=VALUE` a line; empty lines and those that begin with `#` are
+/// left out. What stands behind `=` is the value as it is: no quotes, no expansion.
+pub(super) fn variables(file: &str) -> Result<Vec<EnvironmentVariable>, InvalidLine> {
+    let lines = file.lines().enumerate();
+    lines
+        .map(|(at, line)| (at + 1, line.trim_start()))
+        .filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
+        .map(|(number, line)| {
+            // A line without `=` may be a secret that was torn off: it is not shown.
+            line.parse().map_err(|_| InvalidLine {
+                number,
+                key: line
+                    .split_once('=')
+                    .map(|(key, _)| key.chars().take(80).collect()),
+            })
+        })
+        .collect()
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct InvalidLine {
+    number: usize,
+    key: Option<String>,
+}
+
+impl std::error::Error for InvalidLine {}
+
+impl std::fmt::Display for InvalidLine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let number = self.number;
+        match &self.key {
+            Some(key) => write!(
+                f,
+                "line {number}: {key:?} is no name of a variable: expected letters, digits and _, no \
+                 digit first"
+            ),
+            None => write!(
+                f,
+                "line {number} is not KEY=VALUE: expected one variable a line"
+            ),
+        }
+    }
+}
+
+/// `from_file` are the variables of `--env-file`, which `--env` overrides.
+pub(super) fn config(
+    args: &DeployArgs,
+    from_file: &[EnvironmentVariable],
+    version: u32,
+) -> ConfigInput {
+    let variables: BTreeMap<String, String> = from_file
         .iter()
+        .chain(&args.environment)
         .map(|variable| (variable.key.clone(), variable.value.clone()))
         .collect();
     let entity = ServedEntityInput {
@@ -164,7 +213,7 @@ mod tests {
             "--entity",
             "blue",
         ]);
-        let json = serde_json::to_string_pretty(&config(&args, 3)).expect("json");
+        let json = serde_json::to_string_pretty(&config(&args, &[], 3)).expect("json");
         insta::assert_snapshot!(json);
     }
 
@@ -186,6 +235,29 @@ mod tests {
         assert!(!error.to_string().contains("secret"));
         assert!("A".parse::<EnvironmentVariable>().is_err());
         assert!("A=".parse::<EnvironmentVariable>().is_ok());
+    }
+
+    #[test]
+    fn a_file_of_variables_is_read_line_by_line_and_overridden_by_flags() {
+        let text = "# made by hand\n\nA=from file\n  B=\"kept as it is\" # too\nC==\n";
+        let file = variables(text).expect("valid");
+        let config = config(&args(&["--env", "A=flag"]), &file, 1);
+        let entities = config.served_entities.expect("one");
+        let told = entities[0].environment_vars.clone().expect("some");
+        let told: Vec<(&str, &str)> = told.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        assert_eq!(
+            told,
+            [("A", "flag"), ("B", "\"kept as it is\" # too"), ("C", "=")]
+        );
+        let told = |text: &str| variables(text).expect_err("refused").to_string();
+        assert_eq!(
+            told("A=1\nMY-KEY=secret"),
+            "line 2: \"MY-KEY\" is no name of a variable: expected letters, digits and _, no digit first"
+        );
+        assert_eq!(
+            told("secret"),
+            "line 1 is not KEY=VALUE: expected one variable a line"
+        );
     }
 
     fn version(version: u32, aliases: &[&str]) -> ModelVersionInfo {

@@ -1,21 +1,16 @@
-//! The last line of a deployment: ready with its address, or failed with reason and log.
+//! How a deployment ended: ready with its address, or failed with reason and log.
 
 use std::time::Duration;
 
-use shared::api::{EndpointDescription, LogLine};
+use shared::api::EndpointDescription;
 
 use super::watch::Outcome;
-use crate::client::{Call, Client};
-use crate::commands::endpoint::description_path;
+use crate::client::Client;
+use crate::commands::last_words::last_words;
 use crate::context::Resolved;
-use crate::exit::Stop;
+use crate::exit::{Failure, Stop};
 use crate::output::Output;
-use crate::output::format::{count, short, took};
-
-/// Enough for a Python traceback.
-const LOG_BYTES: u32 = 8 << 10;
-const LOG_LINES: usize = 25;
-const LOG_PATIENCE: Duration = Duration::from_secs(5);
+use crate::output::format::{count, took};
 
 pub(super) async fn tell(
     outcome: Outcome,
@@ -26,7 +21,14 @@ pub(super) async fn tell(
 ) -> anyhow::Result<()> {
     let (description, failure) = match outcome {
         Outcome::Ready(description) => (description, None),
-        Outcome::Failed { last, reason } => (last, Some(reason)),
+        Outcome::Failed { last, reason } => {
+            let failure = failed(&last, &reason, client).await;
+            (last, Some(failure))
+        }
+        Outcome::NoRoom { last, reason } => {
+            let failure = no_room(&last, &reason);
+            (last, Some(failure))
+        }
     };
     if output.is_json() {
         output.json(&description)?;
@@ -34,11 +36,43 @@ pub(super) async fn tell(
     match failure {
         None if output.is_json() => Ok(()),
         None => output.line(ready(&description, context.gateway.as_deref(), elapsed)),
-        Some(reason) => {
-            show_log(&description, client).await;
-            anstream::eprintln!("endpoint {} failed: {reason}", description.endpoint.name);
-            Err(Stop::Told.into())
-        }
+        Some(failure) => Err(Stop::Deployment(Box::new(failure)).into()),
+    }
+}
+
+async fn failed(last: &EndpointDescription, reason: &str, client: &Client) -> Failure {
+    let name = &last.endpoint.name;
+    let log = last_words(&last.replicas, client).await;
+    let serving = match &last.endpoint.config {
+        Some(config) => format!("; configuration {} goes on serving", config.config_version),
+        None => String::new(),
+    };
+    let more = match &log {
+        Some(words) => words.more(),
+        None => format!("stokehold describe {name}"),
+    };
+    Failure {
+        code: "DEPLOYMENT_FAILED",
+        message: format!("endpoint {name} failed: {reason}"),
+        hint: format!("{more} shows more; mend it and deploy again{serving}"),
+        log,
+    }
+}
+
+fn no_room(last: &EndpointDescription, reason: &str) -> Failure {
+    let name = &last.endpoint.name;
+    let serving = match &last.endpoint.config {
+        Some(config) => format!(" (configuration {} goes on serving)", config.config_version),
+        None => format!(", or take it back with `stokehold delete {name}`"),
+    };
+    Failure {
+        code: "NO_ROOM",
+        message: format!("endpoint {name} cannot be placed: {reason}"),
+        hint: format!(
+            "nothing was started, and it starts by itself once that is mended; or deploy it again \
+             with other values{serving}"
+        ),
+        log: None,
     }
 }
 
@@ -55,48 +89,6 @@ fn ready(description: &EndpointDescription, gateway: Option<&str>, elapsed: Dura
         count(replicas, "replica"),
         took(elapsed)
     )
-}
-
-/// The last lines of the newest replica that failed. A log that cannot be had hides no verdict.
-async fn show_log(description: &EndpointDescription, client: &Client) {
-    let failed = |r: &&shared::api::ReplicaInfo| r.state == "failed" || r.ended;
-    // Several may have failed; the one that has been in that state for the shortest time is newest.
-    let newest = description
-        .replicas
-        .iter()
-        .filter(failed)
-        .min_by(|a, b| a.since_s.total_cmp(&b.since_s));
-    let Some(replica) = newest else { return };
-    let call = Call::get(format!("{}/logs", description_path(&replica.endpoint)))
-        .query("replica", &replica.id)
-        .query("tail_bytes", LOG_BYTES)
-        .timeout(Some(LOG_PATIENCE));
-    let id = short(replica.id.as_str());
-    let lines = match client.bytes(call).await {
-        Ok(body) => last_lines(&body),
-        Err(error) => {
-            anstream::eprintln!("the log of replica {id} cannot be read: {error}");
-            return;
-        }
-    };
-    if lines.is_empty() {
-        anstream::eprintln!("replica {id} on {} wrote no log", replica.node);
-        return;
-    }
-    anstream::eprintln!("last lines of replica {id} on {}:", replica.node);
-    for line in lines {
-        anstream::eprintln!("  | {line}");
-    }
-}
-
-fn last_lines(ndjson: &[u8]) -> Vec<String> {
-    let lines: Vec<String> = ndjson
-        .split(|&b| b == b'\n')
-        .filter_map(|line| serde_json::from_slice::<LogLine>(line).ok())
-        .map(|line| line.m)
-        .collect();
-    let skipped = lines.len().saturating_sub(LOG_LINES);
-    lines.into_iter().skip(skipped).collect()
 }
 
 #[cfg(test)]
@@ -117,19 +109,5 @@ mod tests {
             "endpoint iris is ready: https://127.0.0.1:8443/serving-endpoints/iris/invocations \
              (1 replica, 3.2 s)"
         );
-    }
-
-    #[test]
-    fn only_the_last_lines_of_a_log_are_kept_and_a_torn_one_is_left_out() {
-        let mut ndjson = String::new();
-        for n in 0..40 {
-            ndjson.push_str(&format!(
-                "{{\"replica\":\"0000000000000001\",\"t\":\"x\",\"s\":\"stderr\",\"m\":\"line {n}\"}}\n"
-            ));
-        }
-        ndjson.push_str("{\"replica\":");
-        let lines = last_lines(ndjson.as_bytes());
-        assert_eq!(lines.len(), LOG_LINES);
-        assert_eq!(lines.last().map(String::as_str), Some("line 39"));
     }
 }

@@ -19,6 +19,9 @@ const PERIOD: Duration = Duration::from_millis(400);
 /// One that ended between the request and our first look is ours.
 const POLLED_S: f64 = 1.0;
 const SILENCE: Duration = Duration::from_secs(60);
+/// What no node could ever hold is given up after this: a node may be about to join, an image about
+/// to be imported.
+const HOPELESS: Duration = Duration::from_secs(10);
 
 pub(super) struct Watch<'a> {
     pub(super) client: &'a Client,
@@ -35,6 +38,11 @@ pub(super) enum Outcome {
         last: Box<EndpointDescription>,
         reason: String,
     },
+    /// It is pending, and will stay so until somebody changes something.
+    NoRoom {
+        last: Box<EndpointDescription>,
+        reason: String,
+    },
 }
 
 impl Watch<'_> {
@@ -43,6 +51,7 @@ impl Watch<'_> {
         let mut seen = Seen::default();
         let (begun, mut heard) = (Instant::now(), Instant::now());
         let mut last_status = "nothing was heard of it".to_owned();
+        let mut hopeless_since: Option<Instant> = None;
         loop {
             let call = Call::get(description_path(self.endpoint));
             match self.client.call::<EndpointDescription>(call).await {
@@ -53,6 +62,16 @@ impl Watch<'_> {
                     }
                     if let Some(outcome) = outcome(&description, self.config_version) {
                         return Ok(outcome);
+                    }
+                    match stuck(&description) {
+                        None => hopeless_since = None,
+                        Some(reason) => {
+                            let since = *hopeless_since.get_or_insert(heard);
+                            if since.elapsed() >= HOPELESS {
+                                let last = Box::new(description);
+                                return Ok(Outcome::NoRoom { last, reason });
+                            }
+                        }
                     }
                     last_status = status(&description);
                     progress.status(&last_status);
@@ -99,6 +118,16 @@ fn outcome(description: &EndpointDescription, ours: u32) -> Option<Outcome> {
         // Also words that this version does not know: the waiting has its own limits.
         _ => None,
     }
+}
+
+/// Why nothing of it can be placed however long one waits; `None` while something may happen.
+fn stuck(description: &EndpointDescription) -> Option<String> {
+    let blocked = description.blocked.iter();
+    let reasons: Vec<String> = blocked
+        .filter(|blocked| blocked.for_good)
+        .map(|blocked| format!("{}: {}", blocked.entity, blocked.reason))
+        .collect();
+    (!reasons.is_empty()).then(|| reasons.join("; "))
 }
 
 /// What the entities that did not come up say, or the replicas where those say nothing.
@@ -169,13 +198,13 @@ impl Seen {
                 // What it says of a replica, the replica's own line says.
                 continue;
             }
-            let now = without_numbers(message);
+            let now = words(message);
             if self.entities.insert(entity.name.clone(), now.clone()) != Some(now) {
                 lines.push(format!("{}: {message}", entity.name));
             }
         }
         for replica in &description.replicas {
-            let now = (replica.state.clone(), kept(&replica.state, &replica.reason));
+            let now = (replica.state.clone(), words(&replica.reason));
             let known = self.replicas.insert(replica.id.to_string(), now.clone());
             let older = known.is_none() && replica.ended && replica.since_s > watched_s + POLLED_S;
             if older || known.as_ref() == Some(&now) {
@@ -198,17 +227,15 @@ impl Seen {
     }
 }
 
-/// A count-down is one message, not one for each second.
-fn without_numbers(message: &str) -> String {
-    message.chars().filter(|c| !c.is_ascii_digit()).collect()
-}
-
-/// The part of a reason whose change is worth a line: counters of a fetch move all the time.
-fn kept(state: &str, reason: &str) -> String {
-    match state {
-        "pulling-image" | "fetching-model" => String::new(),
-        _ => reason.to_owned(),
-    }
+/// What of a message is worth a line of its own when it changes: a count-down, or bytes that arrive,
+/// is one message, not one for each second.
+fn words(message: &str) -> String {
+    let counts = |word: &&str| {
+        let unit = matches!(word.trim_matches(','), "B" | "KiB" | "MiB" | "GiB" | "TiB");
+        !unit && !word.contains(|c: char| c.is_ascii_digit())
+    };
+    let words: Vec<&str> = message.split(' ').filter(counts).collect();
+    words.join(" ")
 }
 
 #[cfg(test)]
@@ -271,6 +298,38 @@ mod tests {
         assert!(outcome(&description("IN_PROGRESS"), 1).is_none());
         // The scheduler has not taken the update in yet, or lost it: keep waiting.
         assert!(outcome(&description("NOT_UPDATING"), 2).is_none());
+    }
+
+    #[test]
+    fn what_no_node_could_ever_hold_is_told_from_what_waits_for_room() {
+        let mut at = description("IN_PROGRESS");
+        assert_eq!(stuck(&at), None);
+        let blocked = |for_good| shared::api::Blocked {
+            entity: "iris-1".parse().expect("name"),
+            reason: "no node has 1 TiB memory".into(),
+            for_good,
+        };
+        at.blocked = vec![blocked(false)];
+        assert_eq!(stuck(&at), None);
+        at.blocked.push(blocked(true));
+        assert_eq!(
+            stuck(&at).as_deref(),
+            Some("iris-1: no node has 1 TiB memory")
+        );
+    }
+
+    #[test]
+    fn why_a_model_cannot_be_fetched_is_told_once() {
+        let mut at = description("IN_PROGRESS");
+        let mut seen = Seen::default();
+        let mut told = Vec::new();
+        for reason in ["", "model x needs 5 GiB more", "model x needs 4 MiB more"] {
+            at.replicas = vec![replica(1, "fetching-model", reason)];
+            told.extend(seen.changes(&at, 60.0));
+        }
+        let of_replica: Vec<&String> = told.iter().filter(|l| l.contains("fetching")).collect();
+        assert_eq!(of_replica.len(), 2, "{told:?}");
+        assert!(of_replica[1].ends_with("fetching-model: model x needs 5 GiB more"));
     }
 
     #[test]
