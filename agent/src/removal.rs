@@ -31,12 +31,15 @@ pub async fn run(config: &Config) -> anyhow::Result<usize> {
         Err(_) if folders.list()?.is_empty() => return Ok(0),
         Err(error) => return Err(error),
     };
+    let instance = config.instance()?;
+    let networks = crate::start::networks(config, &instance, gateway_gid.as_raw()).await?;
     let steps = Arc::new(Steps {
         folders,
+        networks,
         logs: LogFolders::open(&config.log_dir, gateway_gid, &config.logshim)?,
         cgroups: Cgroups::detect(Path::new(cgroup::ROOT), &config.cgroup_parent),
         containerd,
-        instance: config.instance()?,
+        instance,
         open_files: crate::steps::open_files(),
     });
     let (replicas, _) = steps.containerd.list_replicas(&steps.instance).await?;
@@ -49,6 +52,10 @@ pub async fn run(config: &Config) -> anyhow::Result<usize> {
     // Folders of replicas whose container somebody else removed.
     for id in steps.folders.list()?.into_keys() {
         steps.folders.remove(&id)?;
+    }
+    // Interfaces too; the last one takes bridge and rules with it.
+    for id in steps.networks.list()? {
+        steps.networks.detach(&id).await?;
     }
     Ok(replicas.len())
 }

@@ -185,7 +185,7 @@ async fn assemble(
     Ok(())
 }
 
-async fn networks(
+pub(crate) async fn networks(
     config: &Config,
     instance: &str,
     gateway_gid: u32,

@@ -66,6 +66,8 @@ struct Inner {
     trust: watch::Sender<Trust>,
 }
 
+// One exists, and it changes twice in a rotation: a box would only be in the way.
+#[allow(clippy::large_enum_variant)]
 enum State {
     Steady(CertificateAuthority),
     Rotating {

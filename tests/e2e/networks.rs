@@ -95,7 +95,9 @@ impl World {
             ip("link set world0 up");
             // It would know the way to replicas.
             ip(&format!("route add 10.0.0.0/8 via {NODE}"));
-            WORLD_PORTS.map(|port| answer(&format!("0.0.0.0:{port}")));
+            for port in WORLD_PORTS {
+                answer(&format!("0.0.0.0:{port}"));
+            }
             ready.send(tid).expect("sent");
             for order in orders_rx {
                 let _ = reached_tx.send(reaches(order));
