@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use daemon::telemetry::LogConfig;
-use nix::unistd::{Gid, Group};
+use nix::unistd::{Gid, Group, Uid, User};
 use serde::Deserialize;
 use shared::ids::{InvalidName, NodeName};
 use shared::units::Bytes;
@@ -76,6 +76,7 @@ pub struct Config {
     #[serde(deserialize_with = "listen_address")]
     pub admin_listen: Option<SocketAddr>,
     pub network: NetworkConfig,
+    pub registry: RegistryConfig,
     pub log: LogConfig,
 }
 
@@ -149,6 +150,31 @@ impl NetworkConfig {
     }
 }
 
+/// How images come from registries. Both files are read whenever a blob is fetched.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RegistryConfig {
+    /// Mirrors, certificates and plain HTTP for registries: folders with a `hosts.toml`, in containerd's
+    /// form. Default: /etc/containerd/certs.d.
+    pub hosts_dir: PathBuf,
+    /// Credentials for registries, in the form of Docker's config.json. Credential helpers are not run.
+    /// Default: /etc/stokehold/registry-auth.json.
+    pub auth_file: PathBuf,
+    /// The user, by name or number, as which processes talk to registries; never root. Default: nobody.
+    /// Give it an account of its own where other programs run as this one.
+    pub pull_user: String,
+}
+
+impl Default for RegistryConfig {
+    fn default() -> Self {
+        Self {
+            hosts_dir: "/etc/containerd/certs.d".into(),
+            auth_file: "/etc/stokehold/registry-auth.json".into(),
+            pull_user: "nobody".into(),
+        }
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -172,6 +198,7 @@ impl Default for Config {
             nvml_library: None,
             admin_listen: Some(SocketAddr::from(([127, 0, 0, 1], 7492))),
             network: NetworkConfig::default(),
+            registry: RegistryConfig::default(),
             log: LogConfig::default(),
         }
     }
@@ -222,6 +249,8 @@ impl Config {
             ("log_dir", &self.log_dir),
             ("containerd", &self.containerd),
             ("logshim", &self.logshim),
+            ("registry.hosts_dir", &self.registry.hosts_dir),
+            ("registry.auth_file", &self.registry.auth_file),
         ];
         for (key, path) in folders {
             if !is_plain_absolute(path) {
@@ -294,6 +323,32 @@ impl Config {
             return Err(invalid("gateway_group", group, problem));
         }
         Ok(gid)
+    }
+}
+
+impl RegistryConfig {
+    /// The ids that processes which talk to registries run under.
+    pub fn pull_ids(&self) -> Result<(Uid, Gid), InvalidConfig> {
+        let name = self.pull_user.as_str();
+        let key = "registry.pull_user";
+        let (uid, gid) = match name.parse::<u32>() {
+            Ok(number) => (Uid::from_raw(number), Gid::from_raw(number)),
+            Err(_) => match User::from_name(name) {
+                Ok(Some(user)) => (user.uid, user.gid),
+                Ok(None) => {
+                    return Err(invalid(
+                        key,
+                        name,
+                        "is no user of this machine: create it, or set a number",
+                    ));
+                }
+                Err(_) => return Err(invalid(key, name, "cannot be looked up")),
+            },
+        };
+        if uid.is_root() || gid.as_raw() == 0 {
+            return Err(invalid(key, name, "must not be root, nor of root's group"));
+        }
+        Ok((uid, gid))
     }
 }
 
@@ -380,6 +435,17 @@ mod tests {
         }
         let long = format!("run_dir = \"/{}\"", "x".repeat(90));
         assert!(parse(&long).check().is_err());
+    }
+
+    #[test]
+    fn processes_that_talk_to_registries_run_as_anybody_but_root() {
+        let of = |user: &str| parse(&format!("[registry]\npull_user = \"{user}\"")).registry;
+        let (uid, gid) = of("4711").pull_ids().expect("number");
+        assert_eq!((uid.as_raw(), gid.as_raw()), (4711, 4711));
+        assert!(of("nobody").pull_ids().is_ok());
+        for bad in ["0", "root", "no-such-user-anywhere"] {
+            assert!(of(bad).pull_ids().is_err(), "{bad} was accepted");
+        }
     }
 
     #[test]

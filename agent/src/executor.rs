@@ -10,10 +10,12 @@ use std::time::{Duration, Instant};
 use daemon::telemetry::Chain;
 use shared::ids::{ImageRef, ReplicaId};
 use shared::manifest::ManifestId;
-use shared::plan::{PlannedImage, PlannedReplica};
+use shared::plan::{ImageOrigin, PlannedImage, PlannedReplica};
 use tokio::sync::watch;
 use tokio::task::{Id, JoinSet};
 
+use crate::containerd::images::ImageSource;
+use crate::containerd::transfer::Tally;
 use crate::models::{Models, Progress};
 use crate::reconcile::Subject;
 use crate::steps::{StartOrder, StepError, Steps};
@@ -207,7 +209,7 @@ impl<M: Models> Executor<M> {
             since: Instant::now(),
             progress: fetches.then_some(shown),
             layout: match &work {
-                Work::HoldImage(image) => Some(image.layout),
+                Work::HoldImage(image) => image.origin.layout(),
                 _ => None,
             },
         };
@@ -279,18 +281,31 @@ async fn hold_image<M: Models>(
     image: &PlannedImage,
     progress: Progress,
 ) -> Outcome {
-    let layout = match models.fetch(image.layout, progress).await {
-        Ok(layout) => layout,
-        Err(reason) => return Outcome::Failed { reason },
+    let (containerd, instance) = (&steps.containerd, &steps.instance);
+    let (verb, held) = match image.origin {
+        ImageOrigin::Layout(layout) => {
+            let layout = match models.fetch(layout, progress).await {
+                Ok(layout) => layout,
+                Err(reason) => return Outcome::Failed { reason },
+            };
+            let source = ImageSource::Layout(&layout);
+            let held = containerd.bring_image(image, source, instance).await;
+            ("import", held)
+        }
+        ImageOrigin::Registry => {
+            let tally = Tally::new(image, progress);
+            let source = ImageSource::Registry {
+                puller: &steps.puller,
+                tally: &tally,
+            };
+            let held = containerd.bring_image(image, source, instance).await;
+            ("pull", held)
+        }
     };
-    let imported = steps
-        .containerd
-        .import_image(image, &layout, &steps.instance)
-        .await;
-    match imported {
+    match held {
         Ok(()) => Outcome::Done,
         Err(error) => Outcome::Failed {
-            reason: format!("import image {}: {}", image.reference, Chain(&error)),
+            reason: format!("{verb} image {}: {}", image.reference, Chain(&error)),
         },
     }
 }

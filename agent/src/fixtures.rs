@@ -8,7 +8,7 @@ use shared::ids::{
 };
 use shared::manifest::ManifestId;
 use shared::plan::{
-    ContainerSpec, OciBlob, OciLayer, Plan, PlannedImage, PlannedModel, PlannedReplica,
+    ContainerSpec, ImageOrigin, OciBlob, OciLayer, Plan, PlannedImage, PlannedModel, PlannedReplica,
 };
 use shared::runtime::{HealthProbe, Resources, Transport};
 
@@ -31,7 +31,7 @@ pub(crate) fn planned_image() -> PlannedImage {
     };
     PlannedImage {
         reference: image_ref(),
-        layout: ManifestId(Digest::of(b"layout")),
+        origin: ImageOrigin::Layout(ManifestId(Digest::of(b"layout"))),
         manifest: blob("manifest.v1+json"),
         config: blob("config.v1+json"),
         layers: vec![OciLayer {

@@ -23,6 +23,8 @@
 //! | [`executor`], [`steps`] | carry out what was decided, bounded |
 //! | [`folder`], [`logs`], [`cgroup`] | replicas' folders, log folders and control groups |
 //! | [`network`] | interfaces and rules of replicas that need more than loopback |
+//! | [`pull`] | blobs from registries, by processes without rights |
+//! | [`leftovers`] | lets go of images that were not brought in to the end |
 //! | [`models`] | the model cache, filled over the session |
 //! | [`sampler`] | measures machine, replicas and GPUs |
 //! | [`session`] | talks to the scheduler |
@@ -37,11 +39,13 @@ pub mod environment;
 pub mod executor;
 pub mod folder;
 pub mod ledger;
+pub mod leftovers;
 pub mod logs;
 pub mod look;
 pub mod metrics;
 pub mod models;
 pub mod network;
+pub mod pull;
 pub mod reconcile;
 pub mod removal;
 pub mod replica;
@@ -86,6 +90,9 @@ enum Command {
     /// Stops and removes every replica of this machine, when it is to be a node no longer. Stop the
     /// agent first, or it brings them up again.
     RemoveReplicas,
+    /// Writes a blob of a registry to standard output; the agent starts this itself.
+    #[command(hide = true)]
+    FetchBlob(Box<pull::child::FetchBlob>),
 }
 
 #[derive(Debug, Args)]
@@ -100,9 +107,12 @@ struct Join {
 }
 
 pub fn cli() -> ExitCode {
+    daemon::tls::install_crypto_provider();
+    let cli = Cli::parse();
+    if let Some(Command::FetchBlob(arguments)) = &cli.command {
+        return pull::child::run(arguments);
+    }
     daemon::exit::run(|| {
-        daemon::tls::install_crypto_provider();
-        let cli = Cli::parse();
         let path = cli.config.as_deref();
         let config: Config = daemon::config::load(
             path.unwrap_or(Path::new(config::DEFAULT_PATH)),
@@ -120,6 +130,7 @@ pub fn cli() -> ExitCode {
                 let removed = daemon::exit::block_on("agent", removal::run(&config))?;
                 writeln!(std::io::stdout(), "removed {removed} replicas").context("say so")
             }
+            Some(Command::FetchBlob(_)) => unreachable!("it was run above"),
             None => {
                 daemon::telemetry::init(&config.log);
                 daemon::exit::block_on("agent", start::run(config))

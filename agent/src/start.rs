@@ -26,10 +26,12 @@ use crate::containerd::{Containerd, events};
 use crate::control_loop::{ControlLoop, NodeView, Parts};
 use crate::folder::Folders;
 use crate::ledger::{Ledger, LedgerPath, Opened, UidRange};
+use crate::leftovers;
 use crate::logs::LogFolders;
 use crate::metrics::Metrics;
 use crate::models::CachedModels;
 use crate::network::{self, Networks};
+use crate::pull::Puller;
 use crate::replica::BootId;
 use crate::sampler::gpu::GpuProbe;
 use crate::sampler::{self, Sampler, Samples};
@@ -126,6 +128,7 @@ async fn assemble(
         containerd: containerd.clone(),
         instance: instance.clone(),
         open_files: crate::steps::open_files(),
+        puller: puller(config)?,
     });
 
     let (running, running_rx) = watch::channel(Vec::new());
@@ -133,6 +136,15 @@ async fn assemble(
     let (plans, plans_rx) = mpsc::channel(PLANS);
     let (events, events_rx) = mpsc::channel(EVENTS);
 
+    tasks.spawn(
+        "leftovers",
+        leftovers::run(
+            containerd.clone(),
+            instance.clone(),
+            view_rx.clone(),
+            cancel.clone(),
+        ),
+    );
     tasks.spawn(
         "containerd-events",
         events::follow(containerd, events, cancel.clone()),
@@ -220,6 +232,18 @@ fn credentials(config: &Config) -> anyhow::Result<Credentials> {
         subject.node,
     );
     Ok(Credentials::new(identity, Some(config.pki_dir.clone()))?)
+}
+
+fn puller(config: &Config) -> anyhow::Result<Puller> {
+    let (uid, gid) = config.registry.pull_ids()?;
+    Ok(Puller {
+        // Also after an upgrade has replaced the file that this process was started from.
+        program: "/proc/self/exe".into(),
+        hosts_dir: config.registry.hosts_dir.clone(),
+        auth_file: config.registry.auth_file.clone(),
+        uid,
+        gid,
+    })
 }
 
 fn open_ledger(path: &LedgerPath) -> anyhow::Result<Ledger> {

@@ -19,6 +19,7 @@ use crate::folder::{FolderError, Folders};
 use crate::ledger::ReplicaRecord;
 use crate::logs::{LogError, LogFolders};
 use crate::network::{NetworkError, Networks};
+use crate::pull::Puller;
 use crate::replica::ContainerState;
 use crate::spec::{self, SpecContext, SpecError};
 
@@ -35,6 +36,7 @@ pub struct Steps {
     pub instance: String,
     /// See [`open_files`].
     pub open_files: u64,
+    pub puller: Puller,
 }
 
 /// How many files a replica may have open. containerd cannot give more than it was given itself where

@@ -11,6 +11,7 @@ need cc gcc
 need containerd containerd
 need ctr containerd
 need curl curl
+need docker-registry docker-registry
 need dpkg-shlibdeps dpkg-dev
 need jq jq
 need mmdebstrap mmdebstrap

@@ -30,6 +30,7 @@ use crate::certificates::Certificates;
 use crate::chunks::Chunks;
 use crate::config::{Config, join_host_port, split_host_port};
 use crate::control::{self, Clock};
+use crate::images::Images;
 use crate::listener;
 use crate::metrics::Metrics;
 use crate::rest;
@@ -140,10 +141,13 @@ pub async fn start(config: Config, cancel: CancellationToken) -> anyhow::Result<
         expiry,
     };
     tasks.spawn("certificates", certificates.run(cancel.clone()));
+    let images = Images::new(handle.clone(), config.registry.clone());
+    tasks.spawn("images", images.clone().resolve_regularly(cancel.clone()));
     let (http_addresses, quic_addresses) = advertised(&config, http.port(), quic.port());
     let api = rest::Api::new(rest::Parts {
         control: handle,
         chunks,
+        images,
         ca: authority,
         lifetime: config.certificate_lifetime(),
         http_addresses,

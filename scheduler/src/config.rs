@@ -37,6 +37,7 @@ pub struct Config {
     /// name. Default: /usr/share/stokehold/runtimes, /etc/stokehold/runtimes.
     pub runtimes_dirs: Vec<PathBuf>,
     pub tls: TlsConfig,
+    pub registry: RegistryConfig,
     pub autoscaler: AutoscalerConfig,
     pub lifecycle: LifecycleConfig,
     pub certificates: CertificatesConfig,
@@ -52,6 +53,19 @@ pub struct TlsConfig {
     pub certificate: Option<PathBuf>,
     /// PEM.
     pub key: Option<PathBuf>,
+}
+
+/// How the scheduler asks registries what runtimes' images are. Nodes fetch the images themselves, by
+/// what their own agent.toml says. Both files are read whenever a registry is asked.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RegistryConfig {
+    /// Mirrors, certificates and plain HTTP for registries: folders with a `hosts.toml`, in containerd's
+    /// form. Default: /etc/containerd/certs.d.
+    pub hosts_dir: PathBuf,
+    /// Credentials for registries, in the form of Docker's config.json; the scheduler's user must be able
+    /// to read it. Credential helpers are not run. Default: /etc/stokehold/registry-auth.json.
+    pub auth_file: PathBuf,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -111,10 +125,20 @@ impl Default for Config {
                 "/etc/stokehold/runtimes".into(),
             ],
             tls: TlsConfig::default(),
+            registry: RegistryConfig::default(),
             autoscaler: AutoscalerConfig::default(),
             lifecycle: LifecycleConfig::default(),
             certificates: CertificatesConfig::default(),
             log: LogConfig::default(),
+        }
+    }
+}
+
+impl Default for RegistryConfig {
+    fn default() -> Self {
+        Self {
+            hosts_dir: "/etc/containerd/certs.d".into(),
+            auth_file: "/etc/stokehold/registry-auth.json".into(),
         }
     }
 }

@@ -11,6 +11,7 @@
 //! | [`control`] | the one task that owns the core: decides, commits, then acts |
 //! | [`sessions`], [`session`], [`listener`] | agents and gateways, over QUIC |
 //! | [`chunks`] | the chunk store: what agents fetch, what is collected |
+//! | [`images`] | asks registries what references mean |
 //! | [`rest`], [`https`] | the REST API |
 //! | [`metrics`] | `stokehold_scheduler_*` |
 
@@ -22,6 +23,7 @@ mod cli;
 pub mod config;
 pub mod control;
 mod https;
+mod images;
 pub mod listener;
 pub mod metrics;
 pub mod rest;

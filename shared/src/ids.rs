@@ -180,6 +180,20 @@ text_id!(
     is_url_name, Some(&URL_NAME)
 );
 
+impl ImageRef {
+    /// The registry that the reference names, `registry.example:5000`: its part before the first `/`,
+    /// where that can be a host and is not `stokehold.local`, under which images are only imported. A
+    /// short name such as `example:1` names none: nothing is ever looked for where nobody said.
+    pub fn registry(&self) -> Option<&str> {
+        let (first, _) = self.as_str().split_once('/')?;
+        let host = first.contains(['.', ':']) || first == "localhost";
+        (host && first != IMPORT_ONLY).then_some(first)
+    }
+}
+
+/// The host of references that no registry is asked for.
+pub const IMPORT_ONLY: &str = "stokehold.local";
+
 const URL_NAME: Alphabet = Alphabet {
     most: 63,
     lower: false,
@@ -476,6 +490,21 @@ mod tests {
         }
         for good in ["a", "node-1", "gpu7.rack2"] {
             assert!(NodeName::parse(good).is_ok(), "{good:?} was refused");
+        }
+    }
+
+    #[test]
+    fn a_registry_is_asked_only_where_the_reference_names_one() {
+        for (text, registry) in [
+            ("ghcr.io/a/b:1", Some("ghcr.io")),
+            ("localhost/a", Some("localhost")),
+            ("localhost:5000/a", Some("localhost:5000")),
+            ("stokehold.local/runtime-mlflow:1", None),
+            ("example:1", None),
+            ("team/example:1", None),
+        ] {
+            let reference = ImageRef::parse(text).expect("valid");
+            assert_eq!(reference.registry(), registry, "{text}");
         }
     }
 

@@ -31,13 +31,31 @@ pub struct Plan {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlannedImage {
     pub reference: ImageRef,
-    /// The OCI layout as it travels: blobs are files `blobs/sha256/HEX` of this manifest.
-    pub layout: ManifestId,
+    pub origin: ImageOrigin,
     pub manifest: OciBlob,
     pub config: OciBlob,
     pub layers: Vec<OciLayer>,
     /// From the image's config: `NAME=value`.
     pub environment: Vec<String>,
+}
+
+/// Where an image's blobs come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImageOrigin {
+    /// The OCI layout as it travels: blobs are files `blobs/sha256/HEX` of this manifest.
+    Layout(ManifestId),
+    /// The registry that the reference names: each node asks it for the digests of the plan, with what
+    /// its own files say about mirrors and credentials.
+    Registry,
+}
+
+impl ImageOrigin {
+    pub fn layout(self) -> Option<ManifestId> {
+        match self {
+            ImageOrigin::Layout(layout) => Some(layout),
+            ImageOrigin::Registry => None,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -59,6 +59,7 @@ fn every_crate_uses_only_what_it_may() {
         ("stokehold-core", &["stokehold-shared", "stokehold-apa"]),
         ("stokehold-daemon", &["stokehold-shared"]),
         ("stokehold-model", &["stokehold-shared"]),
+        ("stokehold-registry", &["stokehold-shared"]),
         ("stokehold-logshim", &[]),
         ("stokehold-probe", &[]),
         (
@@ -67,7 +68,12 @@ fn every_crate_uses_only_what_it_may() {
         ),
         (
             "stokehold-agent",
-            &["stokehold-shared", "stokehold-daemon", "stokehold-model"],
+            &[
+                "stokehold-shared",
+                "stokehold-daemon",
+                "stokehold-model",
+                "stokehold-registry",
+            ],
         ),
         (
             "stokehold-cli",
@@ -85,6 +91,7 @@ fn every_crate_uses_only_what_it_may() {
                 "stokehold-shared",
                 "stokehold-daemon",
                 "stokehold-model",
+                "stokehold-registry",
                 "stokehold-core",
                 "stokehold-apa",
             ],

@@ -6,19 +6,22 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use containerd_client::services::v1::{
-    AddResourceRequest, CreateRequest, DeleteRequest, Info, Resource, UpdateRequest, WriteAction,
-    WriteContentRequest, WriteContentResponse,
+    AbortRequest, AddResourceRequest, CreateRequest, DeleteRequest, Info, Resource, UpdateRequest,
+    WriteAction, WriteContentRequest, WriteContentResponse,
 };
 use containerd_client::tonic::metadata::{Ascii, MetadataValue};
 use containerd_client::tonic::{Request, Streaming};
 use futures_util::stream;
 use prost_types::FieldMask;
 use shared::digest::OciDigest;
+use shared::ids::ImageRef;
 use shared::plan::OciBlob;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio::sync::mpsc;
 
+use super::transfer::Tally;
 use super::{CallError, Containerd, QUICK, call, unless_gone};
+use crate::pull::{FetchError, Fetching, Puller, Wanted};
 
 /// One message of a write.
 const WRITE_BYTES: usize = 1 << 20;
@@ -30,6 +33,30 @@ const WRITE_STALL: Duration = Duration::from_secs(300);
 /// A lease that a killed agent left ends by itself.
 const LEASE_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
+/// Where a blob's bytes are.
+#[derive(Clone, Copy)]
+pub enum BlobSource<'a> {
+    File(&'a Path),
+    Registry(Origin<'a>),
+}
+
+/// A registry, as the source of one blob.
+#[derive(Clone, Copy)]
+pub struct Origin<'a> {
+    pub puller: &'a Puller,
+    pub image: &'a ImageRef,
+    pub is_manifest: bool,
+    pub tally: &'a Tally,
+}
+
+/// A source that was opened at the place to go on at.
+enum Opened {
+    File(tokio::fs::File, PathBuf),
+    Fetching(Fetching),
+    /// All was there already, but for the commit.
+    Nothing,
+}
+
 /// Keeps what is made under it from being collected.
 #[derive(Clone, Debug)]
 pub struct Lease {
@@ -37,6 +64,11 @@ pub struct Lease {
 }
 
 impl Lease {
+    pub(super) fn named(id: &str) -> Self {
+        let id = id.parse().expect("lease ids are made of plain characters");
+        Self { id }
+    }
+
     pub(super) fn cover<T>(&self, request: &mut Request<T>) {
         request
             .metadata_mut()
@@ -61,6 +93,10 @@ pub enum BlobError {
     #[error("containerd took nothing of blob {digest} for {WRITE_STALL:?}")]
     Stalled { digest: OciDigest },
     #[error(transparent)]
+    Fetch(#[from] FetchError),
+    #[error("blob {digest} came with other contents than its digest says: {said}")]
+    WrongContent { digest: OciDigest, said: String },
+    #[error(transparent)]
     Call(#[from] CallError),
 }
 
@@ -77,8 +113,7 @@ impl Containerd {
             Err(error) if error.is_already_there() => {}
             Err(error) => return Err(error),
         }
-        let id = id.parse().expect("lease ids are made of plain characters");
-        Ok(Lease { id })
+        Ok(Lease::named(id))
     }
 
     /// Ends a lease; containerd collects what nothing else holds by then.
@@ -112,35 +147,53 @@ impl Containerd {
         }
     }
 
-    /// Brings one blob into the content store from a file; containerd verifies its digest. A write
-    /// that was cut off goes on where it stood, and a blob that is there already stays.
+    /// Brings one blob into the content store; containerd verifies its digest. A write that was cut off
+    /// goes on where it stood, and a blob that is there already stays.
     pub async fn write_blob(
         &self,
         blob: &OciBlob,
-        path: &Path,
+        source: BlobSource<'_>,
         labels: &HashMap<String, String>,
         lease: &Lease,
     ) -> Result<(), BlobError> {
         // Another image may be bringing the same blob in; containerd refuses a second writer.
         let _turn = self.imports.take(blob.digest.as_str()).await;
-        match self.stream_blob(blob, path, labels, lease).await {
+        match self.stream_blob(blob, source, labels, lease).await {
             Err(BlobError::Call(error)) if error.is_already_there() => {
+                source.reached(blob, blob.size_bytes);
                 Ok(self.label_blob(&blob.digest, labels).await?)
+            }
+            Err(BlobError::Call(error)) if error.is_refused_content() => {
+                // What was written stays otherwise, and the next attempt would go on after it.
+                self.abort_blob(&blob.digest).await?;
+                source.reached(blob, 0);
+                Err(BlobError::WrongContent {
+                    digest: blob.digest.clone(),
+                    said: error.to_string(),
+                })
             }
             other => other,
         }
     }
 
+    /// Forgets what was written of a blob that is not whole.
+    pub async fn abort_blob(&self, digest: &OciDigest) -> Result<(), CallError> {
+        let request = self.request(AbortRequest {
+            r#ref: write_ref(digest),
+        });
+        unless_gone(call("content.abort", QUICK, self.content().abort(request)).await)
+    }
+
     async fn stream_blob(
         &self,
         blob: &OciBlob,
-        path: &Path,
+        source: BlobSource<'_>,
         labels: &HashMap<String, String>,
         lease: &Lease,
     ) -> Result<(), BlobError> {
         let message = |action: WriteAction, offset: i64, data: Vec<u8>| WriteContentRequest {
             action: action.into(),
-            r#ref: format!("stokehold-{}", blob.digest),
+            r#ref: write_ref(&blob.digest),
             total: total(blob),
             expected: blob.digest.to_string(),
             offset,
@@ -160,16 +213,23 @@ impl Containerd {
         let start = next_answer(&mut answers, &blob.digest).await?.offset;
 
         let feed = async {
-            let mut file = open_at(path, blob.size_bytes, start).await?;
+            // Its end is the end of the call, also where bytes give out before the blob does.
+            let messages = messages;
             let mut offset = start;
+            source.reached(blob, offset.unsigned_abs());
+            let mut opened = source.open(blob, offset).await?;
             loop {
                 let mut piece = Vec::with_capacity(WRITE_BYTES);
-                (&mut file)
-                    .take(WRITE_BYTES as u64)
-                    .read_to_end(&mut piece)
-                    .await
-                    .map_err(|source| read_failed(path, source))?;
+                let read = opened.read(&mut piece).await;
                 let last = piece.is_empty();
+                if last {
+                    read?;
+                    // What came before a break is written, and the next attempt goes on after it.
+                } else if let Err(error) = read {
+                    let rest = message(WriteAction::Write, offset, piece);
+                    let _ = messages.send(rest).await;
+                    return Err(error);
+                }
                 let len = piece.len() as i64;
                 let mut next = if last {
                     message(WriteAction::Commit, offset, vec![])
@@ -180,6 +240,7 @@ impl Containerd {
                     next.labels = labels.clone();
                 }
                 offset += len;
+                source.reached(blob, offset.unsigned_abs());
                 // A closed queue means that the call has ended; its answer says why.
                 if messages.send(next).await.is_err() || last {
                     return Ok(());
@@ -194,7 +255,18 @@ impl Containerd {
                 }
             }
         };
-        tokio::try_join!(feed, drain).map(|_| ())
+        tokio::pin!(feed, drain);
+        tokio::select! {
+            fed = &mut feed => match fed {
+                Ok(()) => drain.await,
+                Err(error) => {
+                    // containerd has then taken what was sent; that it got no commit is no news.
+                    let _ = drain.await;
+                    Err(error)
+                }
+            },
+            drained = &mut drain => drained,
+        }
     }
 
     async fn label_blob(
@@ -218,6 +290,57 @@ impl Containerd {
             .await
             .map(|_| ())
     }
+}
+
+impl BlobSource<'_> {
+    async fn open(&self, blob: &OciBlob, offset: i64) -> Result<Opened, BlobError> {
+        match self {
+            BlobSource::File(path) => {
+                let file = open_at(path, blob.size_bytes, offset).await?;
+                Ok(Opened::File(file, (*path).to_owned()))
+            }
+            BlobSource::Registry(_) if offset.unsigned_abs() >= blob.size_bytes => {
+                Ok(Opened::Nothing)
+            }
+            BlobSource::Registry(origin) => {
+                let wanted = Wanted {
+                    image: origin.image,
+                    blob,
+                    is_manifest: origin.is_manifest,
+                    offset: offset.unsigned_abs(),
+                };
+                Ok(Opened::Fetching(origin.puller.fetch(wanted)?))
+            }
+        }
+    }
+
+    /// So many bytes of the blob are there.
+    fn reached(&self, blob: &OciBlob, bytes: u64) {
+        match self {
+            BlobSource::File(_) => {}
+            BlobSource::Registry(origin) => origin.tally.reached(&blob.digest, bytes),
+        }
+    }
+}
+
+impl Opened {
+    /// The next piece; it is empty at the end. With an error, what came before it.
+    async fn read(&mut self, piece: &mut Vec<u8>) -> Result<(), BlobError> {
+        match self {
+            Opened::File(file, path) => file
+                .take(WRITE_BYTES as u64)
+                .read_to_end(piece)
+                .await
+                .map(drop)
+                .map_err(|source| read_failed(path, source)),
+            Opened::Fetching(fetching) => Ok(fetching.read(piece, WRITE_BYTES).await?),
+            Opened::Nothing => Ok(()),
+        }
+    }
+}
+
+fn write_ref(digest: &OciDigest) -> String {
+    format!("stokehold-{digest}")
 }
 
 fn total(blob: &OciBlob) -> i64 {

@@ -1,23 +1,27 @@
-//! Images: brought into containerd from an OCI layout on disk, and unpacked.
+//! Images: brought into containerd from an OCI layout on disk or from a registry, and unpacked.
 //!
 //! Everything about an image that must be known (digests, sizes, order) comes from the plan: nothing
 //! of the image is parsed here. Each step finds what an earlier attempt did, and goes on there.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
 use containerd_client::services::v1::{
-    CreateImageRequest, DeleteImageRequest, Image, ListImagesRequest, UpdateImageRequest,
+    CreateImageRequest, DeleteImageRequest, Image, ListImagesRequest, ListRequest,
+    UpdateImageRequest,
 };
 use containerd_client::types::Descriptor;
+use futures_util::stream::{self, TryStreamExt as _};
 use sha2::{Digest as _, Sha256};
 use shared::digest::OciDigest;
 use shared::ids::ImageRef;
 use shared::plan::{OciBlob, PlannedImage};
 
 use super::containers::LABEL_INSTANCE;
-use super::content::{BlobError, Lease};
+use super::content::{BlobError, BlobSource, Lease, Origin};
+use super::transfer::Tally;
 use super::{CallError, Containerd, QUICK, call, unless_gone};
+use crate::pull::Puller;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
@@ -31,6 +35,64 @@ pub enum ImportError {
         expected: OciDigest,
         actual: String,
     },
+}
+
+/// Where an image's blobs are.
+#[derive(Clone, Copy)]
+pub enum ImageSource<'a> {
+    /// In a folder, as an OCI layout.
+    Layout(&'a Path),
+    Registry {
+        puller: &'a Puller,
+        tally: &'a Tally,
+    },
+}
+
+impl ImageSource<'_> {
+    fn layers_at_once(&self) -> usize {
+        match self {
+            // One disk: nothing is gained by taking turns at it.
+            ImageSource::Layout(_) => 1,
+            // A connection each; containerd's own default, too.
+            ImageSource::Registry { .. } => 3,
+        }
+    }
+}
+
+/// One image on its way into the content store.
+#[derive(Clone, Copy)]
+struct Bringing<'a> {
+    containerd: &'a Containerd,
+    image: &'a PlannedImage,
+    source: ImageSource<'a>,
+    lease: &'a Lease,
+}
+
+impl Bringing<'_> {
+    async fn blob(
+        &self,
+        blob: &OciBlob,
+        is_manifest: bool,
+        labels: &HashMap<String, String>,
+    ) -> Result<(), BlobError> {
+        let (containerd, lease) = (self.containerd, self.lease);
+        match self.source {
+            ImageSource::Layout(layout) => {
+                let path = layout.join(PlannedImage::blob_path(&blob.digest));
+                let source = BlobSource::File(&path);
+                containerd.write_blob(blob, source, labels, lease).await
+            }
+            ImageSource::Registry { puller, tally } => {
+                let origin = Origin {
+                    puller,
+                    image: &self.image.reference,
+                    is_manifest,
+                    tally,
+                };
+                containerd.pull_blob(blob, origin, labels, lease).await
+            }
+        }
+    }
 }
 
 /// An image record.
@@ -70,20 +132,17 @@ impl Containerd {
     }
 
     /// Brings an image in and unpacks it. Its record comes last: where that is, all is.
-    pub async fn import_image(
+    pub async fn bring_image(
         &self,
         image: &PlannedImage,
-        layout: &Path,
+        source: ImageSource<'_>,
         instance: &str,
     ) -> Result<(), ImportError> {
-        let lease = format!(
-            "stokehold-import-{instance}-{}",
-            image.manifest.digest.hex()
-        );
+        let lease = lease_name(instance, image);
         // The same image under another name has the same lease: it must not end under this one.
         let _turn = self.imports.take(&lease).await;
         let lease = self.create_lease(&lease).await?;
-        self.write_blobs(image, layout, &lease).await?;
+        self.write_blobs(image, source, &lease).await?;
         self.unpack(image, instance, &lease).await?;
         self.record_image(image, instance).await?;
         // From here on, the image's record holds everything.
@@ -94,22 +153,28 @@ impl Containerd {
     async fn write_blobs(
         &self,
         image: &PlannedImage,
-        layout: &Path,
+        source: ImageSource<'_>,
         lease: &Lease,
     ) -> Result<(), BlobError> {
-        let path = |blob: &OciBlob| layout.join(PlannedImage::blob_path(&blob.digest));
-        for layer in &image.layers {
-            self.write_blob(&layer.blob, &path(&layer.blob), &HashMap::new(), lease)
-                .await?;
-        }
+        let none = HashMap::new();
+        let bringing = Bringing {
+            containerd: self,
+            image,
+            source,
+            lease,
+        };
+        stream::iter(image.layers.iter().map(Ok))
+            .try_for_each_concurrent(source.layers_at_once(), |layer| {
+                bringing.blob(&layer.blob, false, &none)
+            })
+            .await?;
         // The collector follows these labels from the image's record to its blobs and snapshots.
         let mut config_labels = HashMap::new();
         if let Some(chain) = chain_ids(image).pop() {
             let label = format!("containerd.io/gc.ref.snapshot.{}", self.snapshotter);
             config_labels.insert(label, chain);
         }
-        self.write_blob(&image.config, &path(&image.config), &config_labels, lease)
-            .await?;
+        bringing.blob(&image.config, false, &config_labels).await?;
         let mut manifest_labels = HashMap::from([(
             "containerd.io/gc.ref.content.config".to_owned(),
             image.config.digest.to_string(),
@@ -118,13 +183,26 @@ impl Containerd {
             let label = format!("containerd.io/gc.ref.content.l.{i}");
             manifest_labels.insert(label, layer.blob.digest.to_string());
         }
-        self.write_blob(
-            &image.manifest,
-            &path(&image.manifest),
-            &manifest_labels,
-            lease,
-        )
-        .await
+        bringing.blob(&image.manifest, true, &manifest_labels).await
+    }
+
+    /// Images that were begun to be brought in and are not there yet: the hex of their digests.
+    pub async fn unfinished(&self, instance: &str) -> Result<BTreeSet<String>, CallError> {
+        let request = self.request(ListRequest::default());
+        let answer = call("leases.list", QUICK, self.leases().list(request)).await?;
+        let prefix = lease_prefix(instance);
+        let leases = answer.leases.iter();
+        Ok(leases
+            .filter_map(|lease| lease.id.strip_prefix(&prefix))
+            .map(str::to_owned)
+            .collect())
+    }
+
+    /// Lets go of what there is of such an image: containerd collects its blobs and what was written of
+    /// others.
+    pub async fn drop_unfinished(&self, instance: &str, hex: &str) -> Result<(), CallError> {
+        let name = format!("{}{hex}", lease_prefix(instance));
+        self.end_lease(&Lease::named(&name)).await
     }
 
     async fn unpack(
@@ -205,6 +283,14 @@ impl Containerd {
         });
         unless_gone(call("images.delete", QUICK, self.images().delete(request)).await)
     }
+}
+
+pub(super) fn lease_prefix(instance: &str) -> String {
+    format!("stokehold-import-{instance}-")
+}
+
+fn lease_name(instance: &str, image: &PlannedImage) -> String {
+    format!("{}{}", lease_prefix(instance), image.manifest.digest.hex())
 }
 
 fn descriptor(blob: &OciBlob) -> Descriptor {

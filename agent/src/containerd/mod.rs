@@ -10,6 +10,7 @@ pub mod events;
 pub mod images;
 pub mod snapshots;
 pub mod tasks;
+pub mod transfer;
 mod turns;
 
 use std::path::{Path, PathBuf};
@@ -89,6 +90,11 @@ impl CallError {
 
     pub fn is_already_there(&self) -> bool {
         self.code() == Some(Code::AlreadyExists)
+    }
+
+    /// Of a commit: the bytes written are not those that were to come.
+    fn is_refused_content(&self) -> bool {
+        self.code() == Some(Code::FailedPrecondition)
     }
 
     /// The call may or may not have happened.

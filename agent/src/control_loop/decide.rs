@@ -137,7 +137,7 @@ impl<M: Models> ControlLoop<M> {
             pins.extend(
                 images
                     .filter(|image| brought_in(&image.reference))
-                    .map(|image| image.layout),
+                    .filter_map(|image| image.origin.layout()),
             );
             self.parts.models.set_pins(pins);
         }

@@ -1,5 +1,6 @@
 //! What the rest of the agent sees of the loop.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,6 +32,8 @@ pub struct NodeView {
     pub replicas: Vec<ReplicaStatus>,
     pub images: Vec<ImageStatus>,
     pub models: Vec<ModelStatus>,
+    /// The images of the plan, by the hex of their manifests' digests.
+    pub planned_images: BTreeSet<String>,
     /// When the ages in `replicas` were true.
     pub at: Instant,
     /// Whether containerd was looked at since the agent's start.
@@ -58,6 +61,10 @@ impl NodeView {
             looked: false,
             images: Vec::new(),
             models: Vec::new(),
+            planned_images: (ledger.plan().into_iter())
+                .flat_map(|plan| &plan.images)
+                .map(|image| image.manifest.digest.hex().to_owned())
+                .collect(),
             at: Instant::now(),
         }
     }

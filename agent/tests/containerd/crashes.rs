@@ -6,7 +6,7 @@ use std::process::{Child, Command};
 use std::sync::Arc;
 
 use agent::containerd::containers::NewContainer;
-use agent::containerd::images::chain_ids;
+use agent::containerd::images::{ImageSource, chain_ids};
 use agent::ledger::ReplicaRecord;
 use agent::spec::{self, SpecContext};
 use agent::steps::Steps;
@@ -196,7 +196,11 @@ pub(crate) async fn images_that_share_a_layer_are_brought_in_at_the_same_time(
         let name = format!("stokehold.local/guest:same-{}", n / 2);
         let mut image = layout::image(&layout, &name, layer).expect("image");
         image.reference = ImageRef::parse(&format!("{name}-{n}")).expect("valid");
-        async move { containerd.import_image(&image, &layout, INSTANCE).await }
+        async move {
+            containerd
+                .bring_image(&image, ImageSource::Layout(&layout), INSTANCE)
+                .await
+        }
     });
     for imported in join_all(imports).await {
         imported.expect("brought in");

@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::layout;
 use crate::private::PrivateContainerd;
+use crate::registries;
 
 pub(crate) const UIDS: UidRange = UidRange {
     start: 1_990_000_000,
@@ -80,7 +81,10 @@ impl Node {
         fs::create_dir(&model_dir).expect("folder");
         fs::write(model_dir.join("weights"), "w1").expect("model");
         let model = ManifestId(Digest::of(b"model"));
-        let models = BTreeMap::from([(model, model_dir), (image.layout, layout)]);
+        let models = BTreeMap::from([
+            (model, model_dir),
+            (image.origin.layout().expect("a layout"), layout),
+        ]);
         Self {
             containerd,
             image,
@@ -120,6 +124,7 @@ impl Node {
             ),
             instance: INSTANCE.into(),
             open_files: agent::steps::open_files(),
+            puller: registries::puller(&self.containerd),
         });
         fs::create_dir_all(at("state-agent")).expect("folder");
         let ledger_path = LedgerPath::in_folder(&at("state-agent"));

@@ -9,7 +9,7 @@ use sha2::{Digest as _, Sha256};
 use shared::digest::{Digest, OciDigest};
 use shared::ids::ImageRef;
 use shared::manifest::ManifestId;
-use shared::plan::{OciBlob, OciLayer, PlannedImage};
+use shared::plan::{ImageOrigin, OciBlob, OciLayer, PlannedImage};
 
 pub(crate) fn run(command: &mut Command) -> anyhow::Result<()> {
     let output = command
@@ -77,25 +77,77 @@ pub(crate) fn build(work: &Path, layout: &Path) -> anyhow::Result<PlannedImage> 
     image(layout, "stokehold.local/guest:1", layer)
 }
 
+/// An image of a small layer and one of about so many bytes, which do not shrink; by its name its contents
+/// differ from those of others.
+pub(crate) fn build_large(layout: &Path, name: &str, bytes: usize) -> anyhow::Result<PlannedImage> {
+    fs::create_dir_all(layout.join("blobs/sha256"))?;
+    let mut large = Vec::with_capacity(bytes + 32);
+    for counter in 0u64.. {
+        if large.len() >= bytes {
+            break;
+        }
+        large.extend(Sha256::digest(format!("{name} {counter}")));
+    }
+    let layers = [("small", name.as_bytes()), ("large", &large)].map(|(file, contents)| {
+        let tar = tar(file, contents);
+        let diff_id = oci_digest(&tar)?;
+        let blob = blob(layout, "application/vnd.oci.image.layer.v1.tar", &tar)?;
+        Ok(OciLayer { blob, diff_id })
+    });
+    let layers = layers.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
+    image_of(layout, name, layers)
+}
+
+/// A tar of one file.
+fn tar(name: &str, contents: &[u8]) -> Vec<u8> {
+    let mut head = [0u8; 512];
+    head[..name.len()].copy_from_slice(name.as_bytes());
+    head[100..107].copy_from_slice(b"0000644");
+    head[108..115].copy_from_slice(b"0000000");
+    head[116..123].copy_from_slice(b"0000000");
+    head[124..135].copy_from_slice(format!("{:011o}", contents.len()).as_bytes());
+    head[136..147].copy_from_slice(b"00000000000");
+    head[148..156].copy_from_slice(b"        ");
+    head[156] = b'0';
+    head[257..265].copy_from_slice(b"ustar\x0000");
+    let sum: u32 = head.iter().map(|byte| u32::from(*byte)).sum();
+    head[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+    let mut tar = head.to_vec();
+    tar.extend_from_slice(contents);
+    tar.resize(tar.len().next_multiple_of(512) + 1024, 0);
+    tar
+}
+
 /// An image of one layer that is in `layout` already; by its name it differs from others.
 pub(crate) fn image(layout: &Path, name: &str, layer: OciLayer) -> anyhow::Result<PlannedImage> {
-    let diff_id = &layer.diff_id;
+    image_of(layout, name, vec![layer])
+}
+
+fn image_of(layout: &Path, name: &str, layers: Vec<OciLayer>) -> anyhow::Result<PlannedImage> {
+    let diff_ids: Vec<String> = layers
+        .iter()
+        .map(|l| format!("\"{}\"", l.diff_id))
+        .collect();
     let config = format!(
-        r#"{{"architecture":"amd64","author":"{name}","os":"linux","rootfs":{{"type":"layers","diff_ids":["{diff_id}"]}}}}"#
+        r#"{{"architecture":"amd64","author":"{name}","os":"linux","rootfs":{{"type":"layers","diff_ids":[{}]}}}}"#,
+        diff_ids.join(",")
     );
     let config = blob(
         layout,
         "application/vnd.oci.image.config.v1+json",
         config.as_bytes(),
     )?;
+    let descriptor = |blob: &OciBlob| {
+        format!(
+            r#"{{"mediaType":"{}","digest":"{}","size":{}}}"#,
+            blob.media_type, blob.digest, blob.size_bytes
+        )
+    };
+    let listed: Vec<String> = layers.iter().map(|layer| descriptor(&layer.blob)).collect();
     let manifest = format!(
-        r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{{"mediaType":"{}","digest":"{}","size":{}}},"layers":[{{"mediaType":"{}","digest":"{}","size":{}}}]}}"#,
-        config.media_type,
-        config.digest,
-        config.size_bytes,
-        layer.blob.media_type,
-        layer.blob.digest,
-        layer.blob.size_bytes
+        r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{},"layers":[{}]}}"#,
+        descriptor(&config),
+        listed.join(",")
     );
     let manifest = blob(
         layout,
@@ -104,10 +156,10 @@ pub(crate) fn image(layout: &Path, name: &str, layer: OciLayer) -> anyhow::Resul
     )?;
     Ok(PlannedImage {
         reference: ImageRef::parse(name)?,
-        layout: ManifestId(Digest::of(b"layout")),
+        origin: ImageOrigin::Layout(ManifestId(Digest::of(b"layout"))),
         manifest,
         config,
-        layers: vec![layer],
+        layers,
         environment: vec!["PATH=/".into()],
     })
 }

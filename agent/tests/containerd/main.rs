@@ -5,6 +5,7 @@ mod crashes;
 mod harness;
 mod layout;
 mod private;
+mod registries;
 
 use std::fs;
 use std::path::PathBuf;

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
@@ -33,7 +34,10 @@ impl PrivateContainerd {
             at("opt"),
         );
         fs::write(folder.path().join("config.toml"), config)?;
-        let cgroup_parent = format!("/stokehold-test-{}", std::process::id());
+        // Tests of one process run at the same time.
+        static STARTED: AtomicU32 = AtomicU32::new(0);
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        let cgroup_parent = format!("/stokehold-test-{}-{number}", std::process::id());
         let mut started = Self {
             folder,
             cgroup_parent,

@@ -37,6 +37,8 @@ pub struct Core {
     pub(crate) endpoints: BTreeMap<EndpointName, Entry>,
     pub(crate) sets: BTreeMap<SetId, ReplicaSet>,
     pub(crate) replicas: BTreeMap<ReplicaId, Replica>,
+    /// Why registries do not give images that runtimes name; of those that were asked.
+    pub(crate) image_problems: BTreeMap<ImageRef, String>,
     /// When the horizontal axis decides next.
     pub(crate) next_decision: MonoTime,
     /// Decisions of the horizontal axis so far, by what bound them.
@@ -119,6 +121,7 @@ impl Core {
             endpoints: BTreeMap::new(),
             sets: BTreeMap::new(),
             replicas: BTreeMap::new(),
+            image_problems: BTreeMap::new(),
             next_decision: now,
             decided: BTreeMap::new(),
             unwritten: Unwritten::default(),
@@ -336,7 +339,15 @@ impl Core {
             let user = format!("endpoint {}", set.endpoint);
             Some((template.image.clone(), user))
         });
-        running.chain(configured).collect()
+        // One of a registry would be asked for again at once.
+        let pulled = |image: &&ImageRef| image.registry().is_some();
+        let templates = self.settings.templates.values();
+        let named = templates.filter(|template| pulled(&&template.image));
+        let named = named.map(|template| {
+            let user = format!("the template of runtime {}", template.name);
+            (template.image.clone(), user)
+        });
+        named.chain(running).chain(configured).collect()
     }
 
     /// Manifests that the chunk store must keep: the registry's, and those of replicas.

@@ -13,7 +13,7 @@
 //! | `settle` | the pass that moves the fleet; its steps are below |
 //! | `replica` and its `lifecycle`, `set`, `node`, `endpoint` | what the fleet consists of |
 //! | `rollout`, `scaling`, `resize`, [`placement`] | what is wanted, how many, and where |
-//! | `plans`, `routes` | what nodes and gateways are told |
+//! | `plans`, `routes`, `images` | what nodes and gateways are told; what nodes are to hold |
 //! | `commands`, `validate`, `views`, `describe` | the REST API's side |
 //! | `records`, `restore`, [`store_op`] | the store's side |
 //! | [`registry`] | models, images, nodes and tokens: records, no behaviour |
@@ -25,6 +25,7 @@ mod endpoint;
 pub mod error;
 pub mod event;
 pub mod events;
+mod images;
 mod lifecycle;
 mod node;
 mod observed;

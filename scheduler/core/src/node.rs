@@ -6,6 +6,7 @@ use std::time::Duration;
 use shared::ids::{ImageRef, ReplicaId, Revision, Role, ServedEntityId};
 use shared::manifest::ManifestId;
 use shared::report::{NodeCapacity, NodeSample};
+use shared::runtime::RuntimeTemplate;
 use shared::units::{Concurrency, MonoTime};
 
 use crate::events::nodes::Holds;
@@ -29,6 +30,8 @@ pub(crate) struct Node {
     pub capacity: NodeCapacity,
     pub sample: NodeSample,
     pub images: BTreeSet<ImageRef>,
+    /// Images that it cannot bring in, and why.
+    pub image_troubles: BTreeMap<ImageRef, String>,
     pub models: BTreeSet<ManifestId>,
     /// Replicas placed on it, whatever their stage: what takes its room.
     pub replicas: BTreeSet<ReplicaId>,
@@ -76,6 +79,7 @@ impl Node {
             capacity: NodeCapacity::default(),
             sample: NodeSample::default(),
             images: BTreeSet::new(),
+            image_troubles: BTreeMap::new(),
             models: BTreeSet::new(),
             replicas: BTreeSet::new(),
             gateway: Gateway {
@@ -107,6 +111,11 @@ impl Node {
             || !gateway.client_address.is_empty();
         let lately = known && self.gateway_contact(lease, now) != Contact::Silent;
         !self.revoked && (gateway.up || lately)
+    }
+
+    /// Whether a replica of a runtime could ever run here, as far as the hardware goes.
+    pub(crate) fn may_serve(&self, template: &RuntimeTemplate) -> bool {
+        self.gpus_of(0) >= template.resources.gpus
     }
 
     /// GPUs with at least this much memory.

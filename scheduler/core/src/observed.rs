@@ -121,12 +121,17 @@ impl Core {
         node.heard = now;
         node.capacity = report.capacity;
         node.sample = report.sample;
-        node.images = report
-            .images
-            .into_iter()
-            .filter(|image| image.state == HoldState::Ready)
-            .map(|image| image.reference)
-            .collect();
+        node.images.clear();
+        node.image_troubles.clear();
+        for image in report.images {
+            match image.state {
+                HoldState::Ready => drop(node.images.insert(image.reference)),
+                HoldState::Failed { reason } => {
+                    node.image_troubles.insert(image.reference, reason);
+                }
+                HoldState::Fetching { .. } => {}
+            }
+        }
         node.models = report
             .models
             .into_iter()

@@ -56,15 +56,17 @@ impl Core {
             epoch: self.epoch,
             revision: Revision(0),
             node: name.clone(),
-            images: self.planned_images(&replicas),
+            images: self.planned_images(&replicas, node),
             models: planned_models(&replicas),
             replicas: replicas.into_iter().map(planned_replica).collect(),
         }
     }
 
-    /// The images of replicas, and those of every runtime: pulled ahead of need.
-    fn planned_images(&self, replicas: &[&Replica]) -> Vec<PlannedImage> {
+    /// The images of replicas, and those of every runtime that the node may serve: pulled ahead of
+    /// need.
+    fn planned_images(&self, replicas: &[&Replica], node: &Node) -> Vec<PlannedImage> {
         let runtimes = self.settings.templates.values();
+        let runtimes = runtimes.filter(|template| node.may_serve(template));
         let running = replicas.iter().map(|replica| replica.template.as_ref());
         let images: BTreeMap<&ImageRef, &PlannedImage> = runtimes
             .chain(running)

@@ -75,7 +75,9 @@ impl Registry {
     /// Every manifest that a model version or an image needs; whatever else is stored is waste.
     pub fn live_manifests(&self) -> Vec<ManifestId> {
         let models = self.models().map(|version| version.manifest);
-        let images = self.images().map(|record| record.image.layout);
+        let images = self
+            .images()
+            .filter_map(|record| record.image.origin.layout());
         let live: BTreeSet<ManifestId> = models.chain(images).collect();
         live.into_iter().collect()
     }

@@ -156,10 +156,7 @@ impl Core {
             Blocked::for_good(format!("runtime {runtime} {problem}"))
         })?;
         if self.registry.image(&template.image).is_none() {
-            let image = &template.image;
-            return Err(Blocked::for_good(format!(
-                "image {image} is not imported: stokehold image import FILE"
-            )));
+            return Err(self.why_missing(&template.image));
         }
         let template = Arc::new(template.clone());
         let model = self.registry.model(&entity.model, entity.model_version);

@@ -43,6 +43,7 @@ use tracing::debug;
 use crate::authorities::Authorities;
 use crate::chunks::Chunks;
 use crate::control::{Clock, Handle};
+use crate::images::Images;
 use auth::{Caller, Query};
 use body::Json;
 use error::Refusal;
@@ -62,6 +63,7 @@ pub struct Parts {
     pub ca: Authorities,
     /// Of the certificates that are given out.
     pub lifetime: Duration,
+    pub images: Images,
     /// `host:port` of this API, and of the QUIC listener, as nodes reach them.
     pub http_addresses: Vec<String>,
     pub quic_addresses: Vec<String>,
@@ -182,6 +184,7 @@ fn stokehold() -> Routes {
                 .post(images::register)
                 .delete(images::delete),
         )
+        .route("/images/pull", post(images::pull))
         .route("/nodes", get(nodes::list))
         .route("/nodes/{name}", get(nodes::describe).delete(nodes::remove))
         .route("/nodes/{name}/revoke", post(nodes::revoke))

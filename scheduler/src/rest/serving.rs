@@ -27,6 +27,7 @@ pub(super) async fn create(
     State(api): State<Api>,
     Json(input): Json<CreateEndpoint>,
 ) -> Result<Json<Detailed>, Refusal> {
+    have_images(&api, input.config.clone()).await?;
     let creator = caller.token.name.clone();
     let created = api
         .control
@@ -53,11 +54,25 @@ pub(super) async fn update_config(
     Named(name): Named<String>,
     Json(input): Json<ConfigInput>,
 ) -> Result<Json<Detailed>, Refusal> {
+    have_images(&api, Some(input.clone())).await?;
     let updated = api
         .control
         .decide(move |core, ctx| outcome(core.update_config(&name, input, ctx)))
         .await??;
     Ok(Json(seen_by(&caller.token, updated)))
+}
+
+/// Images that a registry should give are asked for before anything is made that needs them. Imported ones
+/// may come later.
+async fn have_images(api: &Api, config: Option<ConfigInput>) -> Result<(), Refusal> {
+    let Some(config) = config else {
+        return Ok(());
+    };
+    let needed = api.control.read(move |core| {
+        let entities = config.served_entities.iter().flatten();
+        core.images_needed(entities.chain(config.served_models.iter().flatten()))
+    });
+    Ok(api.images.ensure(needed.await?).await?)
 }
 
 /// One of the clients sends no body at all, and is told the tags as they are.

@@ -3,6 +3,7 @@
 mod blocked;
 pub mod certificates;
 pub mod events;
+pub mod images;
 pub mod local;
 pub mod serving;
 
@@ -137,15 +138,22 @@ pub struct ImageInfo {
     pub reference: ImageRef,
     /// The OCI manifest's digest.
     pub digest: String,
-    pub layout: ManifestId,
+    /// Of an imported image; one of a registry has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layout: Option<ManifestId>,
     pub size_bytes: u64,
     pub layers: u32,
     pub created_unix_ms: u64,
+    #[serde(default)]
+    pub nodes: images::OnNodes,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct ImageList {
     pub images: Vec<ImageInfo>,
+    /// Images that runtimes name and that are not there, with the reason.
+    #[serde(default)]
+    pub missing: Vec<images::MissingImage>,
 }
 
 /// What a deletion freed.

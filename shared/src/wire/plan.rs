@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use prost::Message;
 
 use super::{WireError, digest, required, text};
-use crate::digest::OciDigest;
+use crate::digest::{Digest, OciDigest};
 use crate::egress::Egress;
 use crate::ids::{Epoch, Revision};
 use crate::manifest::ManifestId;
@@ -44,7 +44,13 @@ pub struct Image {
     pub layers: Vec<Layer>,
     #[prost(string, repeated, tag = "6")]
     pub environment: Vec<String>,
+    /// 0 a layout, 1 the registry that the reference names.
+    #[prost(uint32, tag = "10")]
+    pub origin: u32,
 }
+
+const FROM_LAYOUT: u32 = 0;
+const FROM_REGISTRY: u32 = 1;
 
 #[derive(Clone, PartialEq, Message)]
 pub struct Blob {
@@ -191,7 +197,10 @@ impl From<&checked::PlannedImage> for Image {
     fn from(image: &checked::PlannedImage) -> Self {
         Self {
             reference: image.reference.to_string(),
-            layout: image.layout.0.as_bytes().to_vec(),
+            layout: match image.origin {
+                checked::ImageOrigin::Layout(layout) => layout.0.as_bytes().to_vec(),
+                checked::ImageOrigin::Registry => no_layout(&image.manifest.digest),
+            },
             manifest: Some(Blob::from(&image.manifest)),
             config: Some(Blob::from(&image.config)),
             layers: image
@@ -203,8 +212,18 @@ impl From<&checked::PlannedImage> for Image {
                 })
                 .collect(),
             environment: image.environment.clone(),
+            origin: match image.origin {
+                checked::ImageOrigin::Layout(_) => FROM_LAYOUT,
+                checked::ImageOrigin::Registry => FROM_REGISTRY,
+            },
         }
     }
+}
+
+/// A layout that is in no store. An agent of before registries takes the plan with it, and reports this
+/// one image as not to be had; without one it would refuse the whole plan.
+fn no_layout(manifest: &OciDigest) -> Vec<u8> {
+    Digest::of(manifest.as_str().as_bytes()).as_bytes().to_vec()
 }
 
 impl TryFrom<Image> for checked::PlannedImage {
@@ -218,7 +237,18 @@ impl TryFrom<Image> for checked::PlannedImage {
         });
         Ok(Self {
             reference: text("Image", "reference", &image.reference)?,
-            layout: ManifestId(digest("Image", "layout", &image.layout)?),
+            origin: match image.origin {
+                FROM_LAYOUT => checked::ImageOrigin::Layout(ManifestId(digest(
+                    "Image",
+                    "layout",
+                    &image.layout,
+                )?)),
+                FROM_REGISTRY => checked::ImageOrigin::Registry,
+                other => {
+                    let problem = format!("{other} is no origin that this version knows");
+                    return Err(WireError::new("Image", "origin", problem));
+                }
+            },
             manifest: required("Image", "manifest", image.manifest)?.try_into()?,
             config: required("Image", "config", image.config)?.try_into()?,
             layers: layers.collect::<Result<_, WireError>>()?,
@@ -404,7 +434,6 @@ impl TryFrom<Container> for checked::ContainerSpec {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::digest::Digest;
     use crate::ids::{ClusterId, EndpointName, EntityName, ImageRef, NodeName, ReplicaId};
 
     pub(crate) fn plan() -> checked::Plan {
@@ -423,7 +452,7 @@ mod tests {
             node: NodeName::parse("n1").expect("valid"),
             images: vec![checked::PlannedImage {
                 reference: image.clone(),
-                layout: ManifestId(Digest::of(b"image")),
+                origin: checked::ImageOrigin::Layout(ManifestId(Digest::of(b"image"))),
                 manifest: blob.clone(),
                 config: blob.clone(),
                 layers: vec![checked::OciLayer { blob, diff_id: oci }],
@@ -477,6 +506,19 @@ mod tests {
         let bytes = Plan::from(&plan()).encode_to_vec();
         let back = Plan::decode(bytes.as_slice()).expect("decodes");
         assert_eq!(checked::Plan::try_from(back), Ok(plan()));
+    }
+
+    #[test]
+    fn an_image_of_a_registry_survives_the_wire_and_gives_an_older_agent_a_layout_to_miss() {
+        let mut of_registry = plan();
+        of_registry.images[0].origin = checked::ImageOrigin::Registry;
+        let wire = Plan::from(&of_registry);
+        assert_eq!(wire.images[0].layout.len(), 32);
+        assert_eq!(checked::Plan::try_from(wire.clone()), Ok(of_registry));
+        let mut of_the_future = wire;
+        of_the_future.images[0].origin = 7;
+        let error = checked::Plan::try_from(of_the_future).expect_err("refused");
+        assert_eq!((error.message, error.field), ("Image", "origin"));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use reqwest::Method;
+use shared::api::images::PullImage;
 use shared::api::{Deleted, ImageInfo, ImageList, RegisterImage};
 use shared::ids::ImageRef;
 
@@ -23,7 +24,9 @@ const IMAGES: &str = "/api/stokehold/v1/images";
 pub(crate) enum ImageCommand {
     /// Uploads an OCI archive; nodes then fetch it from the scheduler, without a registry.
     Import(ImportArgs),
-    /// Lists images.
+    /// Asks a registry what a reference means now; nodes then fetch it from there.
+    Pull(PullArgs),
+    /// Lists images, and on how many nodes they are.
     #[command(after_help = LIST_EXAMPLES)]
     List,
     /// Deletes an image that no endpoint uses.
@@ -38,6 +41,16 @@ Examples:
 
 The archive is what `skopeo copy docker://... oci-archive:FILE` and `podman save --format
 oci-archive` write. It is unpacked under TMPDIR first, which needs room for it.";
+
+const PULL_EXAMPLES: &str = "\
+Examples:
+  stokehold image pull registry.example/vllm:0.13       # again, after the tag has moved
+  stokehold image pull docker.io/vllm/vllm-openai:v0.13.0
+  stokehold image pull registry.example/vllm:0.13 --output json
+
+Images that runtimes name are asked for by themselves. Replicas that run keep the image that they have;
+new ones get what the reference means now. The scheduler and each node's agent read mirrors and
+certificates from /etc/containerd/certs.d and credentials from /etc/stokehold/registry-auth.json.";
 
 const LIST_EXAMPLES: &str = "\
 Examples:
@@ -63,6 +76,14 @@ pub(crate) struct ImportArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = PULL_EXAMPLES)]
+pub(crate) struct PullArgs {
+    /// With its registry: docker.io/library/NAME:TAG, HOST[:PORT]/NAME:TAG or ...@sha256:DIGEST.
+    #[arg(value_name = "REF")]
+    reference: ImageRef,
+}
+
+#[derive(Debug, Args)]
 #[command(after_help = DELETE_EXAMPLES)]
 pub(crate) struct DeleteArgs {
     reference: ImageRef,
@@ -84,8 +105,13 @@ pub(crate) async fn run(
         },
         ImageCommand::List => {
             let list: ImageList = client.call(Call::get(IMAGES)).await?;
-            output.rows(&list, || table(&list.images, SystemTime::now()))
+            output.rows(&list, || table(&list.images, SystemTime::now()))?;
+            for problem in problems(&list) {
+                output.note(problem);
+            }
+            Ok(())
         }
+        ImageCommand::Pull(args) => pull(args, client, output).await,
         ImageCommand::Delete(args) => delete(&args, client, output).await,
     }
 }
@@ -111,6 +137,36 @@ async fn import(args: ImportArgs, client: &Client, output: &Output) -> anyhow::R
         return output.raw(&[&answer[..], b"\n"].concat());
     }
     output.line(format!("{}: {sent}", request.reference))
+}
+
+async fn pull(args: PullArgs, client: &Client, output: &Output) -> anyhow::Result<()> {
+    let request = PullImage {
+        reference: args.reference,
+    };
+    let call = Call::new(Method::POST, format!("{IMAGES}/pull"))
+        .json(&request)
+        .timeout(Some(LONG_CALL));
+    let image: ImageInfo = client.call(call).await?;
+    let said = format!(
+        "{}: {}, {} layers, {}",
+        image.reference,
+        image.digest,
+        image.layers,
+        bytes(Some(image.size_bytes))
+    );
+    output.done(&image, said)
+}
+
+/// What keeps images from nodes, a line each.
+fn problems(list: &ImageList) -> Vec<String> {
+    let failed = list.images.iter().flat_map(|image| {
+        let failed = image.nodes.failed.iter();
+        failed.map(|failed| format!("{}: {}", failed.node, failed.reason))
+    });
+    let missing = list.missing.iter();
+    failed
+        .chain(missing.map(|missing| missing.reason.clone()))
+        .collect()
 }
 
 /// What was given beats what the archive says.
@@ -149,8 +205,8 @@ async fn delete(args: &DeleteArgs, client: &Client, output: &Output) -> anyhow::
 
 fn table(images: &[ImageInfo], now: SystemTime) -> Table {
     let mut table = Table::new(
-        ["REFERENCE", "DIGEST", "LAYERS", "SIZE", "AGE"],
-        "no images: `stokehold image import` uploads one",
+        ["REFERENCE", "DIGEST", "LAYERS", "SIZE", "NODES", "AGE"],
+        "no images: `stokehold image import` uploads one, `stokehold image pull` names one of a registry",
     );
     for image in images {
         let digest = image
@@ -162,6 +218,7 @@ fn table(images: &[ImageInfo], now: SystemTime) -> Table {
             digest.get(..12).unwrap_or(digest).into(),
             image.layers.into(),
             bytes(Some(image.size_bytes)).into(),
+            format!("{}/{}", image.nodes.ready, image.nodes.planned).into(),
             format::since_unix_ms(image.created_unix_ms, now).into(),
         ]);
     }
@@ -171,6 +228,7 @@ fn table(images: &[ImageInfo], now: SystemTime) -> Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use shared::api::images::{FailedPull, OnNodes};
     use shared::digest::Digest;
     use shared::manifest::ManifestId;
     use std::time::{Duration, UNIX_EPOCH};
@@ -182,13 +240,26 @@ mod tests {
                 .parse()
                 .expect("reference"),
             digest: format!("sha256:{}", "ab".repeat(32)),
-            layout: ManifestId(Digest::of(b"x")),
+            layout: Some(ManifestId(Digest::of(b"x"))),
             size_bytes: 240 << 20,
             layers: 3,
             created_unix_ms: 1_000_000,
+            nodes: OnNodes {
+                planned: 3,
+                ready: 2,
+                failed: vec![FailedPull {
+                    node: "n3".parse().expect("name"),
+                    reason: "pull image a: no".into(),
+                }],
+            },
         };
         let now = UNIX_EPOCH + Duration::from_secs(1090);
-        insta::assert_snapshot!(table(&[image], now).render(None, false));
+        let list = ImageList {
+            images: vec![image],
+            missing: vec![],
+        };
+        insta::assert_snapshot!(table(&list.images, now).render(None, false));
+        assert_eq!(problems(&list), ["n3: pull image a: no"]);
     }
 
     #[test]

@@ -1,11 +1,13 @@
-//! Images: references, and what an image's layout was found to hold when it was imported.
+//! Images: references, and what an image was found to hold when it was imported, or when its registry
+//! was asked.
 
 use serde::{Deserialize, Serialize};
 use shared::api::ImageInfo;
+use shared::api::images::OnNodes;
 use shared::digest::OciDigest;
 use shared::ids::ImageRef;
 use shared::manifest::ManifestId;
-use shared::plan::{OciBlob, OciLayer, PlannedImage};
+use shared::plan::{ImageOrigin, OciBlob, OciLayer, PlannedImage};
 
 use super::Registry;
 use super::record;
@@ -29,10 +31,11 @@ impl ImageRecord {
         ImageInfo {
             reference: self.image.reference.clone(),
             digest: self.image.manifest.digest.to_string(),
-            layout: self.image.layout,
+            layout: self.image.origin.layout(),
             size_bytes: self.size_bytes,
             layers: u32::try_from(self.image.layers.len()).unwrap_or(u32::MAX),
             created_unix_ms: self.created_unix_ms,
+            nodes: OnNodes::default(),
         }
     }
 }
@@ -40,7 +43,9 @@ impl ImageRecord {
 /// An image in few bytes: media types repeat, and an image of a hundred layers must fit a record.
 #[derive(Serialize, Deserialize)]
 struct StoredImage {
-    layout: ManifestId,
+    /// `None`: its registry has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    layout: Option<ManifestId>,
     media_types: Vec<String>,
     manifest: StoredBlob,
     config: StoredBlob,
@@ -162,7 +167,7 @@ impl StoredImage {
             })
             .collect();
         Self {
-            layout: image.layout,
+            layout: image.origin.layout(),
             media_types,
             manifest,
             config,
@@ -189,7 +194,9 @@ impl StoredImage {
         };
         let image = PlannedImage {
             reference,
-            layout: self.layout,
+            origin: self
+                .layout
+                .map_or(ImageOrigin::Registry, ImageOrigin::Layout),
             manifest: blob(self.manifest.0, &self.manifest.1, self.manifest.2)?,
             config: blob(self.config.0, &self.config.1, self.config.2)?,
             layers: self.layers.iter().map(layer).collect::<Option<_>>()?,

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use shared::digest::{Digest, OciDigest};
 use shared::ids::{AliasName, ImageRef, ModelName, NodeName, Role, TokenId};
 use shared::manifest::{Description, Kind, ManifestId, Signature};
-use shared::plan::{OciBlob, OciLayer, PlannedImage};
+use shared::plan::{ImageOrigin, OciBlob, OciLayer, PlannedImage};
 use shared::spec::TokenRole;
 
 use super::*;
@@ -53,7 +53,7 @@ fn image(layers: usize) -> PlannedImage {
     };
     PlannedImage {
         reference: ImageRef::parse("stokehold.local/runtime-mlflow:1").expect("valid"),
-        layout: ManifestId(Digest::of(b"layout")),
+        origin: ImageOrigin::Layout(ManifestId(Digest::of(b"layout"))),
         manifest: blob(1, "application/vnd.oci.image.manifest.v1+json"),
         config: blob(2, "application/vnd.oci.image.config.v1+json"),
         layers: (0..layers)
@@ -193,7 +193,10 @@ fn an_image_of_ninety_layers_fits_a_record_and_is_restored_as_it_was() {
     assert_eq!(registry.register_image(planned.clone(), T0), Ok(vec![]));
     let restored = Registry::restore(&entries).expect("restores");
     assert_eq!(restored.image(&planned.reference), Some(&planned));
-    assert_eq!(restored.live_manifests(), [planned.layout]);
+    assert_eq!(
+        restored.live_manifests(),
+        [planned.origin.layout().expect("a layout")]
+    );
     let info = restored.images().next().expect("one").info();
     assert_eq!((info.layers, info.size_bytes), (90, 9_200));
 }

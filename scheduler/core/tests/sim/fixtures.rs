@@ -11,7 +11,7 @@ use shared::api::serving::{
 use shared::digest::{Digest, OciDigest};
 use shared::ids::{ClusterId, ImageRef, NodeName, Role, RuntimeName, TokenId};
 use shared::manifest::{Description, ManifestId};
-use shared::plan::{OciBlob, PlannedImage};
+use shared::plan::{ImageOrigin, OciBlob, PlannedImage};
 use shared::runtime::{HealthProbe, Protocol, Resources, RuntimeTemplate, Transport};
 
 pub(crate) const IMAGE: &str = "stokehold.local/runtime-mlflow:1";
@@ -65,7 +65,7 @@ pub(crate) fn image() -> PlannedImage {
     };
     PlannedImage {
         reference: ImageRef::parse(IMAGE).expect("valid"),
-        layout: ManifestId(Digest::of(b"layout")),
+        origin: ImageOrigin::Layout(ManifestId(Digest::of(b"layout"))),
         manifest: blob("manifest"),
         config: blob("config"),
         layers: vec![],

@@ -11,6 +11,7 @@ const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+const DOCKER_SCHEMA_1: &str = "application/vnd.docker.distribution.manifest.v1+";
 const CONFIGS: [&str; 2] = [
     "application/vnd.oci.image.config.v1+json",
     "application/vnd.docker.container.image.v1+json",
@@ -109,6 +110,50 @@ pub(super) fn select(index_json: &[u8], read: ReadBlob<'_>) -> Result<Image, Oci
         return Err(content("index.json", "is larger than 4 MiB"));
     }
     let index: Index = parse("index.json", index_json)?;
+    let mut images = ours(index, usize::MAX, read)?;
+    match images.len() {
+        1 => Ok(images.remove(0)),
+        count => Err(OciError::Several { count }),
+    }
+}
+
+/// Chooses the first image for linux/amd64 of what a registry has under a name.
+pub(super) fn select_first(top: &OciBlob, read: ReadBlob<'_>) -> Result<Image, OciError> {
+    if top.media_type.starts_with(DOCKER_SCHEMA_1) {
+        return Err(content(
+            "image manifest",
+            "has the form of before 2016 (schema 1), which holds no config: push the image again with a current tool",
+        ));
+    }
+    if top.media_type.is_empty() || !is_manifest(&top.media_type) {
+        let shown: String = top.media_type.chars().take(100).collect();
+        let problem = format!("is of the kind {shown:?}: this is no container image");
+        return Err(content("what the reference names", problem));
+    }
+    let index = Index {
+        schema_version: 2,
+        manifests: vec![Descriptor {
+            media_type: top.media_type.clone(),
+            digest: top.digest.clone(),
+            size: top.size_bytes,
+            platform: None,
+            annotations: None,
+        }],
+    };
+    Ok(ours(index, 1, read)?.remove(0))
+}
+
+/// Of an image or of an index; very old tools named none.
+pub(super) fn is_manifest(media_type: &str) -> bool {
+    [OCI_MANIFEST, DOCKER_MANIFEST, ""].contains(&media_type) || is_index(media_type)
+}
+
+fn is_index(media_type: &str) -> bool {
+    [OCI_INDEX, DOCKER_INDEX].contains(&media_type)
+}
+
+/// At most `most` different images for linux/amd64, and at least one.
+fn ours(index: Index, most: usize, read: ReadBlob<'_>) -> Result<Vec<Image>, OciError> {
     let mut candidates = Vec::new();
     gather(index, None, MAX_INDEX_DEPTH, read, &mut candidates)?;
     let mut images: Vec<Image> = Vec::new();
@@ -128,18 +173,21 @@ pub(super) fn select(index_json: &[u8], read: ReadBlob<'_>) -> Result<Image, Oci
         {
             images.push(image);
         }
+        if images.len() == most {
+            break;
+        }
     }
-    let count = images.len();
-    match (images.pop(), count) {
-        (Some(image), 1) => Ok(image),
-        (Some(_), count) => Err(OciError::Several { count }),
-        (None, _) if others.is_empty() => Err(OciError::NoPlatform {
-            found: "no image at all".into(),
-        }),
-        (None, _) => Err(OciError::NoPlatform {
-            found: others.join(", "),
-        }),
+    // Attestations stand in indexes as images for nothing.
+    others.retain(|platform| platform != "unknown/unknown");
+    if images.is_empty() {
+        let found = if others.is_empty() {
+            "no image at all".into()
+        } else {
+            others.join(", ")
+        };
+        return Err(OciError::NoPlatform { found });
     }
+    Ok(images)
 }
 
 /// Walks nested indexes down to image manifests.
@@ -213,6 +261,16 @@ fn read_image(candidate: &Candidate, read: ReadBlob<'_>) -> Result<(Image, Platf
     Ok((image, config.platform))
 }
 
+/// Layers that their makers let nobody pass on lie elsewhere, at URLs that the manifest names.
+fn check_passed_on(descriptor: &Descriptor) -> Result<(), OciError> {
+    let media_type = &descriptor.media_type;
+    if media_type.contains("foreign") || media_type.contains("nondistributable") {
+        let problem = "is one that registries do not pass on (foreign): build the image without it";
+        return Err(content("image layer", problem));
+    }
+    Ok(())
+}
+
 fn layers(descriptors: &[Descriptor], rootfs: &RootFs) -> Result<Vec<OciLayer>, OciError> {
     if rootfs.kind != "layers" {
         return Err(content(
@@ -238,6 +296,7 @@ fn layers(descriptors: &[Descriptor], rootfs: &RootFs) -> Result<Vec<OciLayer>, 
     let pairs = descriptors.iter().zip(&rootfs.diff_ids);
     pairs
         .map(|(descriptor, diff_id)| {
+            check_passed_on(descriptor)?;
             check_media_type("image layer", &descriptor.media_type, &LAYERS)?;
             Ok(OciLayer {
                 blob: descriptor.blob("image layer")?,

@@ -19,7 +19,7 @@ use sha2::{Digest as _, Sha256};
 use shared::digest::OciDigest;
 use shared::ids::ImageRef;
 use shared::manifest::{Manifest, ManifestId};
-use shared::plan::{OciBlob, OciLayer, PlannedImage};
+use shared::plan::{ImageOrigin, OciBlob, OciLayer, PlannedImage};
 
 pub use archive::{Layout, unpack_archive};
 
@@ -115,14 +115,35 @@ pub fn planned_image(
         })
     };
     let image = image::select(index_json, &read)?;
-    Ok(PlannedImage {
+    Ok(planned(reference, ImageOrigin::Layout(layout), image))
+}
+
+/// What an agent needs to know of an image of a registry, from the manifest or index that its reference
+/// means there and a way to read other manifests and configs by digest, each checked against it. Of
+/// several variants for linux/amd64 the first is taken, as an index puts the general one first.
+pub fn planned_of_registry(
+    reference: ImageRef,
+    top: &OciBlob,
+    read_blob: &dyn Fn(&OciBlob) -> Result<Vec<u8>, OciError>,
+) -> Result<PlannedImage, OciError> {
+    let image = image::select_first(top, read_blob)?;
+    Ok(planned(reference, ImageOrigin::Registry, image))
+}
+
+fn planned(reference: ImageRef, origin: ImageOrigin, image: Image) -> PlannedImage {
+    PlannedImage {
         reference,
-        layout,
+        origin,
         manifest: image.manifest,
         config: image.config,
         layers: image.layers,
         environment: image.environment,
-    })
+    }
+}
+
+/// Whether registries keep what has this media type among manifests, not among blobs.
+pub fn is_manifest(media_type: &str) -> bool {
+    image::is_manifest(media_type)
 }
 
 /// Whether the layout's manifest has every blob of the image, in the size that the image asks for.
