@@ -16,5 +16,6 @@ mod members;
 mod mistakes;
 mod mlflow_model;
 mod networks;
+mod registry;
 mod rollout;
 mod two_nodes;

@@ -156,7 +156,13 @@ impl Core {
             Blocked::for_good(format!("runtime {runtime} {problem}"))
         })?;
         if self.registry.image(&template.image).is_none() {
-            return Err(self.why_missing(&template.image));
+            let image = &template.image;
+            // A registry that has not answered yet still may.
+            let asked = image.registry().is_some() && !self.image_problems.contains_key(image);
+            return Err(Blocked {
+                reason: self.why_missing(image),
+                for_good: !asked,
+            });
         }
         let template = Arc::new(template.clone());
         let model = self.registry.model(&entity.model, entity.model_version);

@@ -8,12 +8,14 @@ mod cluster;
 mod load;
 mod node;
 mod programs;
+mod registry;
 mod traces;
 
 pub(crate) use cluster::{Answer, Cluster};
 pub(crate) use load::Load;
 pub(crate) use node::SecondNode;
 pub(crate) use programs::images;
+pub(crate) use registry::{Registry, free_port};
 
 use std::time::{Duration, Instant};
 
