@@ -2,7 +2,11 @@
 
 mod sim;
 
-use shared::ids::NodeName;
+use std::collections::BTreeSet;
+
+use shared::ids::{ImageRef, NodeName};
+use shared::plan::{ImageOrigin, PlannedImage};
+use shared::report::Gpu;
 use sim::fixtures::{bounded, config, create, entity};
 use sim::{Behaviour, Sim};
 
@@ -310,6 +314,96 @@ fn a_missing_image_is_named_and_its_import_goes_on_with_the_deployment() {
     );
     sim.import_image();
     sim.until("done", 20, |sim| sim.update_state("iris") == "NOT_UPDATING");
+}
+
+#[test]
+fn an_image_that_its_registry_does_not_give_says_why_until_it_is_there() {
+    let reference = ImageRef::parse("registry.example/team/mlflow:1").expect("valid");
+    let mut settings = sim::fixtures::settings();
+    for template in settings.templates.values_mut() {
+        template.image = reference.clone();
+    }
+    let mut sim = Sim::with(settings);
+    sim.add_node("n1");
+    sim.push_model("iris", Behaviour::starts_in(1));
+    sim.steps(2);
+    let missing = BTreeSet::from([reference.clone()]);
+    assert_eq!(sim.core.unresolved_images(), missing);
+    assert_eq!(sim.core.images_needed(&[entity("iris", 1)]), missing);
+    assert_eq!(
+        sim.core.images_needed(&[entity("nothing", 1)]),
+        BTreeSet::new()
+    );
+
+    sim.create(create("iris", config(vec![entity("iris", 1)])))
+        .expect("valid");
+    let message = |sim: &Sim| {
+        let pending = sim.get("iris").pending_config.expect("pending");
+        let state = pending.served_entities[0].state.clone();
+        state.deployment_state_message
+    };
+    assert!(message(&sim).contains("is being asked for at its registry"));
+    let problem = || Some("no login: write one".to_owned());
+    assert!(sim.core.note_image_problem(&reference, problem()));
+    assert!(
+        !sim.core.note_image_problem(&reference, problem()),
+        "it is no news"
+    );
+    sim.steps(2);
+    assert_eq!(message(&sim), "no login: write one");
+    let told = sim.core.image_list();
+    assert_eq!(told.missing[0].reason, "no login: write one");
+
+    let image = PlannedImage {
+        reference: reference.clone(),
+        origin: ImageOrigin::Registry,
+        ..sim::fixtures::image()
+    };
+    let ops = sim.core.registry.register_image(image, 1).expect("taken");
+    sim.write(ops);
+    sim.registry_changed();
+    sim.until("done", 20, |sim| sim.update_state("iris") == "NOT_UPDATING");
+    assert_eq!(sim.core.unresolved_images(), BTreeSet::new());
+    let told = sim.core.image_list();
+    let ours = told
+        .images
+        .iter()
+        .find(|image| image.reference == reference);
+    let nodes = &ours.expect("listed").nodes;
+    assert_eq!((nodes.planned, nodes.ready), (1, 1));
+}
+
+#[test]
+fn a_runtime_that_needs_gpus_has_its_image_only_on_nodes_with_as_many() {
+    let mut settings = sim::fixtures::settings();
+    let mut vllm = sim::fixtures::template("vllm");
+    vllm.image = ImageRef::parse("registry.example/vllm:1").expect("valid");
+    vllm.resources.gpus = 1;
+    settings.templates.insert(vllm.name.clone(), vllm.clone());
+    let mut sim = Sim::with(settings);
+    let image = PlannedImage {
+        reference: vllm.image.clone(),
+        origin: ImageOrigin::Registry,
+        ..sim::fixtures::image()
+    };
+    let ops = sim.core.registry.register_image(image, 1).expect("taken");
+    sim.write(ops);
+    sim.registry_changed();
+    sim.add_node("n1");
+    sim.add_node("n2");
+    sim.node("n2").capacity.gpus = vec![Gpu {
+        uuid: "GPU-1".into(),
+        name: "H100".into(),
+        memory_bytes: 80 << 30,
+    }];
+    sim.steps(3);
+    let holds = |sim: &Sim, node: &str| {
+        let plan = sim.core.plan_for(&NodeName::parse(node).expect("valid"));
+        let images = plan.expect("a plan").images;
+        images.iter().any(|image| image.reference == vllm.image)
+    };
+    assert!(!holds(&sim, "n1"));
+    assert!(holds(&sim, "n2"));
 }
 
 #[test]

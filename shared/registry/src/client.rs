@@ -424,6 +424,7 @@ impl Client {
 
     pub(crate) fn unreachable(&self, url: &Url, error: reqwest::Error) -> PullError {
         PullError::Unreachable {
+            what: format!("image {}", self.access.image),
             host: shown(url),
             problem: chain(&error.without_url()),
             hosts_file: self.access.hosts_file.clone(),

@@ -48,8 +48,9 @@ pub enum PullError {
         host: String,
         auth_file: PathBuf,
     },
-    #[error("{host} cannot be reached: {problem}; start it, or name a mirror in {}", hosts_file.display())]
+    #[error("{host} cannot be reached for {what}: {problem}; start it, or name a mirror in {}", hosts_file.display())]
     Unreachable {
+        what: String,
         host: String,
         problem: String,
         hosts_file: PathBuf,

@@ -199,6 +199,16 @@ fn an_image_of_ninety_layers_fits_a_record_and_is_restored_as_it_was() {
     );
     let info = restored.images().next().expect("one").info();
     assert_eq!((info.layers, info.size_bytes), (90, 9_200));
+
+    let of_registry = PlannedImage {
+        origin: ImageOrigin::Registry,
+        ..planned
+    };
+    let ops = registry.register_image(of_registry.clone(), T0);
+    apply(&mut entries, ops.expect("fits"));
+    let restored = Registry::restore(&entries).expect("restores");
+    assert_eq!(restored.image(&of_registry.reference), Some(&of_registry));
+    assert_eq!(restored.live_manifests(), []);
 }
 
 fn issue(registry: &mut Registry, entries: &mut Entries) -> shared::token::JoinToken {
