@@ -15,6 +15,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream;
 use model::oci::{self, OciError};
 use registry::{Access, Client, Kind, PullError};
+use scheduler_core::events::recorded as told;
 use scheduler_core::{ApiError, Core, Effects};
 use shared::api::ImageInfo;
 use shared::ids::ImageRef;
@@ -181,7 +182,10 @@ impl Images {
         let changed = self
             .control
             .decide(move |core, ctx| {
-                let changed = core.note_image_problem(&noted, problem);
+                let changed = core.note_image_problem(&noted, problem.clone());
+                if let Some(why) = problem.filter(|_| changed) {
+                    core.tell(told::image_not_found(&noted, &why), ctx.unix_ms);
+                }
                 // What waits for it says why.
                 let effects = if changed {
                     core.pass(ctx)
@@ -266,12 +270,15 @@ fn registered(
     ctx: &mut Context<'_>,
     image: PlannedImage,
 ) -> (Result<(ImageInfo, bool), ApiError>, Effects) {
-    let reference = image.reference.clone();
+    let (reference, digest) = (image.reference.clone(), image.manifest.digest.clone());
     let writes = match core.registry.register_image(image, ctx.unix_ms) {
         Ok(writes) => writes,
         Err(error) => return (Err(error), Effects::default()),
     };
     let news = !writes.is_empty();
+    if news {
+        core.tell(told::image_found(&reference, &digest), ctx.unix_ms);
+    }
     let mut effects = Effects {
         writes,
         ..Effects::default()

@@ -1,6 +1,7 @@
 //! What is told of acts that are only recorded (see `registry`), and of the scheduler itself.
 
 use shared::api::events::EventKind;
+use shared::digest::OciDigest;
 use shared::ids::{Epoch, ImageRef, ModelName, NodeName, Role};
 
 use super::Draft;
@@ -62,6 +63,22 @@ pub fn image_imported(image: &ImageRef, by: &str) -> Draft {
     )
     .because(format!("imported by token {by}"))
     .image(image)
+}
+
+pub fn image_found(image: &ImageRef, digest: &OciDigest) -> Draft {
+    Draft::normal(
+        EventKind::ImageImported,
+        format!("image {image} is registered"),
+    )
+    .because(format!("its registry says that it is {digest}"))
+    .image(image)
+}
+
+pub fn image_not_found(image: &ImageRef, why: &str) -> Draft {
+    let message = format!("image {image} is not to be had; its registry is asked again");
+    Draft::warning(EventKind::ImagePullFailed, message)
+        .because(why.to_owned())
+        .image(image)
 }
 
 pub fn image_deleted(image: &ImageRef, by: &str) -> Draft {
