@@ -3,6 +3,7 @@
 
 use std::io;
 
+use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
@@ -19,7 +20,7 @@ pub(super) enum RightsError {
         #[source]
         source: nix::Error,
     },
-    #[error("read /proc/self/status")]
+    #[error("read /proc/self")]
     Status(#[source] io::Error),
     #[error("{name} is {value:?} after all rights were given up")]
     Left { name: &'static str, value: String },
@@ -30,12 +31,29 @@ pub(super) enum RightsError {
 pub(super) fn close_inherited() -> Result<(), RightsError> {
     // SAFETY: closes numbers from 3 on, of which none has an owner yet: this process has opened nothing.
     let closed = unsafe { nix::libc::syscall(nix::libc::SYS_close_range, 3, u32::MAX, 0) };
-    nix::errno::Errno::result(closed)
-        .map(drop)
-        .map_err(|source| RightsError::Call {
+    match Errno::result(closed) {
+        Ok(_) => Ok(()),
+        // Kernels before 5.9.
+        Err(Errno::ENOSYS) => close_listed(),
+        Err(source) => Err(RightsError::Call {
             what: "close_range",
             source,
-        })
+        }),
+    }
+}
+
+fn close_listed() -> Result<(), RightsError> {
+    let listed = std::fs::read_dir("/proc/self/fd").map_err(RightsError::Status)?;
+    let numbers: Vec<i32> = listed
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|number| *number > 2)
+        .collect();
+    for number in numbers {
+        // SAFETY: as above; the list's own descriptor is closed by now, and a second close of it harms
+        // nothing, since nothing was opened in between.
+        unsafe { nix::libc::close(number) };
+    }
+    Ok(())
 }
 
 /// Becomes somebody who may do nothing but use the network.

@@ -11,7 +11,7 @@ use shared::api::serving::{ConfigInput, CreateEndpoint, Detailed, Summary};
 use shared::api::{EndpointDescription, NodeDescription, NodeSummary};
 use shared::ids::{EndpointName, Epoch, ImageRef, ModelName, NodeName, ReplicaId};
 use shared::manifest::ManifestId;
-use shared::plan::Plan;
+use shared::plan::{ImageOrigin, Plan};
 use shared::routes::Routes;
 use shared::units::MonoTime;
 
@@ -339,10 +339,13 @@ impl Core {
             let user = format!("endpoint {}", set.endpoint);
             Some((template.image.clone(), user))
         });
-        // One of a registry would be asked for again at once.
-        let pulled = |image: &&ImageRef| image.registry().is_some();
+        // One that a registry gave would be asked for again at once.
+        let pulled = |image: &ImageRef| {
+            let known = self.registry.image(image);
+            known.is_some_and(|image| image.origin == ImageOrigin::Registry)
+        };
         let templates = self.settings.templates.values();
-        let named = templates.filter(|template| pulled(&&template.image));
+        let named = templates.filter(|template| pulled(&template.image));
         let named = named.map(|template| {
             let user = format!("the template of runtime {}", template.name);
             (template.image.clone(), user)

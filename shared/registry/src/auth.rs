@@ -43,7 +43,7 @@ pub struct AuthFile {
 
 #[derive(Debug, thiserror::Error)]
 pub enum AuthFileError {
-    #[error("read credentials file {} (auth_file)", path.display())]
+    #[error("credentials file {} (auth_file) cannot be read by this daemon's user", path.display())]
     Read {
         path: PathBuf,
         #[source]
