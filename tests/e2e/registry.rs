@@ -6,14 +6,13 @@ use serde_json::{Value, json};
 
 use crate::harness::{Cluster, Registry, eventually};
 
-/// A runtime like the probe's, with another name and image.
-fn add_runtime(prefix: &Path, name: &str, image: &str) {
-    let folder = prefix.join("share/stokehold/runtimes");
-    let probe = std::fs::read_to_string(folder.join("probe.toml")).expect("template");
-    let template = probe
+/// A runtime like the probe's, with another name and image, as a template's file.
+fn runtime(name: &str, image: &str) -> String {
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/runtimes/probe.toml");
+    let probe = std::fs::read_to_string(shipped).expect("template");
+    probe
         .replace("name = \"probe\"", &format!("name = \"{name}\""))
-        .replace("stokehold.local/runtime-probe:1", image);
-    std::fs::write(folder.join(format!("{name}.toml")), template).expect("template");
+        .replace("stokehold.local/runtime-probe:1", image)
 }
 
 fn image<'a>(list: &'a Value, reference: &str) -> Option<&'a Value> {
@@ -27,12 +26,18 @@ fn an_image_of_a_registry_is_pulled_ahead_and_what_is_not_to_be_had_says_why() {
     let digest = registry.push_probe("team/probe", |_| ());
     registry.push_probe("team/arm", |config| config["architecture"] = json!("arm64"));
     let nobody = format!("127.0.0.1:{}/team/x:1", crate::harness::free_port());
-    let mut cluster = Cluster::start_prepared(|prefix| {
-        add_runtime(prefix, "pulled", &registry.reference("team/probe"));
-        add_runtime(prefix, "absent", &registry.reference("team/absent"));
-        add_runtime(prefix, "arm", &registry.reference("team/arm"));
-        add_runtime(prefix, "nobody", &nobody);
-    });
+    let mut cluster = Cluster::start_with_templates(&[
+        (
+            "pulled.toml",
+            runtime("pulled", &registry.reference("team/probe")),
+        ),
+        (
+            "absent.toml",
+            runtime("absent", &registry.reference("team/absent")),
+        ),
+        ("arm.toml", runtime("arm", &registry.reference("team/arm"))),
+        ("nobody.toml", runtime("nobody", &nobody)),
+    ]);
     // Three runtimes name images that cannot be had, and the log says so, too.
     cluster.announce("image is not to be had");
 
