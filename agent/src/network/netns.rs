@@ -118,7 +118,10 @@ mod tests {
         let (first, own) = (inode(&path), inode(Path::new("/proc/self/ns/net")));
         assert_ne!(first, own);
         namespaces.make(&id).expect("made again");
-        assert_eq!(namespaces.list().expect("listed"), [id.clone()]);
+        assert_eq!(
+            namespaces.list().expect("listed"),
+            std::slice::from_ref(&id)
+        );
         namespaces.remove(&id).expect("removed");
         namespaces.remove(&id).expect("removed again");
         assert!(!namespaces.exists(&id));
@@ -132,7 +135,10 @@ mod tests {
         let id = ReplicaId::from_bits(1);
         fs::write(namespaces.path(&id), "").expect("written");
         assert!(!namespaces.exists(&id));
-        assert_eq!(namespaces.list().expect("listed"), [id.clone()]);
+        assert_eq!(
+            namespaces.list().expect("listed"),
+            std::slice::from_ref(&id)
+        );
         namespaces.remove(&id).expect("removed");
         assert_eq!(namespaces.list().expect("listed"), []);
     }
