@@ -3,8 +3,8 @@
 //! Entries are addresses, never names: a rule in the kernel knows addresses only, and what a name
 //! resolves to is decided by whoever answers for it, at any time.
 
+use core::net::IpAddr;
 use std::fmt;
-use std::net::IpAddr;
 use std::str::FromStr;
 
 use serde::de::{self, SeqAccess, Visitor};

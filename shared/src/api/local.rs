@@ -1,7 +1,7 @@
 //! The file beside a replica's folder, by which the agent tells its node's gateway how to reach and
 //! probe the replica. The agent owns it; the replica cannot see it.
 
-use std::net::SocketAddr;
+use core::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
