@@ -1,7 +1,7 @@
 //! Takes away every replica of this machine: what the package's removal calls, since a replica outlives
 //! its agent and nobody would be left to stop it.
 
-use std::path::Path;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,12 +9,11 @@ use anyhow::Context as _;
 use futures_util::future::join_all;
 use shared::ids::ReplicaId;
 
-use crate::cgroup::{self, Cgroups};
 use crate::config::Config;
 use crate::containerd::Containerd;
 use crate::folder::Folders;
 use crate::ledger::ReplicaRecord;
-use crate::logs::LogFolders;
+use crate::start;
 use crate::steps::Steps;
 
 /// A containerd that does not run answers at once; one that hangs must not hold up a package manager.
@@ -23,25 +22,14 @@ const CONNECT: Duration = Duration::from_secs(10);
 /// Asks every replica to stop, gives it its grace, and clears what there is of it but its logs. Returns
 /// how many there were; an error names those that are left.
 pub async fn run(config: &Config) -> anyhow::Result<usize> {
-    let gateway_gid = config.gateway_gid()?;
-    let folders = Folders::open(&config.run_dir, gateway_gid)?;
+    let folders = Folders::open(&config.run_dir, config.gateway_gid()?)?;
     let containerd = match connect(config).await {
         Ok(containerd) => containerd,
         // A machine that never was a node may have no containerd.
         Err(_) if folders.list()?.is_empty() => return Ok(0),
         Err(error) => return Err(error),
     };
-    let instance = config.instance()?;
-    let networks = crate::start::networks(config, &instance, gateway_gid.as_raw()).await?;
-    let steps = Arc::new(Steps {
-        folders,
-        networks,
-        logs: LogFolders::open(&config.log_dir, gateway_gid, &config.logshim)?,
-        cgroups: Cgroups::detect(Path::new(cgroup::ROOT), &config.cgroup_parent),
-        containerd,
-        instance,
-        open_files: crate::steps::open_files(),
-    });
+    let steps = start::steps(config, containerd).await?;
     let (replicas, _) = steps.containerd.list_replicas(&steps.instance).await?;
     let ended = join_all(replicas.iter().map(|(id, record)| end(&steps, id, record))).await;
     let failures: Vec<String> = ended
@@ -49,13 +37,11 @@ pub async fn run(config: &Config) -> anyhow::Result<usize> {
         .filter_map(|ended| ended.err().map(|error| format!("{error:#}")))
         .collect();
     anyhow::ensure!(failures.is_empty(), "{}", failures.join("; "));
-    // Folders of replicas whose container somebody else removed.
-    for id in steps.folders.list()?.into_keys() {
-        steps.folders.remove(&id)?;
-    }
-    // Interfaces too; the last one takes bridge and rules with it.
-    for id in steps.networks.list()? {
-        steps.networks.detach(&id).await?;
+    // What is left of replicas whose container somebody else removed.
+    let mut left: BTreeSet<ReplicaId> = steps.folders.list()?.into_keys().collect();
+    left.extend(steps.networks.list()?);
+    for id in &left {
+        steps.remove(id).await?;
     }
     Ok(replicas.len())
 }

@@ -74,7 +74,8 @@ async fn assemble(
 ) -> anyhow::Result<()> {
     let node = config.node()?;
     let instance = config.instance()?;
-    let gateway_gid = config.gateway_gid()?;
+    // A group that is missing is said before anything is made.
+    config.gateway_gid()?;
     let credentials = credentials(config)?;
     let configured = config.scheduler.clone().unwrap_or_default();
     let rest = daemon::join::rest_addresses(&config.pki_dir, &configured)
@@ -117,19 +118,9 @@ async fn assemble(
     tasks.spawn("certificate", renewal.run(cancel.clone()));
 
     let containerd = connect(config).await;
-    let folders = Folders::open(&config.run_dir, gateway_gid)?;
-    let networks = networks(config, &instance, gateway_gid.as_raw()).await?;
-    tasks.spawn("networks", Arc::clone(&networks).keep(cancel.clone()));
-    let steps = Arc::new(Steps {
-        folders,
-        networks,
-        logs: LogFolders::open(&config.log_dir, gateway_gid, &config.logshim)?,
-        cgroups: Cgroups::detect(Path::new(cgroup::ROOT), &config.cgroup_parent),
-        containerd: containerd.clone(),
-        instance: instance.clone(),
-        open_files: crate::steps::open_files(),
-        puller: puller(config)?,
-    });
+    let steps = steps(config, containerd.clone()).await?;
+    let networks = Arc::clone(&steps.networks);
+    tasks.spawn("networks", networks.keep(cancel.clone()));
 
     let (running, running_rx) = watch::channel(Vec::new());
     let (samples, samples_rx) = watch::channel(Arc::new(Samples::default()));
@@ -197,7 +188,22 @@ async fn assemble(
     Ok(())
 }
 
-pub(crate) async fn networks(
+/// What steps work with, as the configuration says where it is.
+pub(crate) async fn steps(config: &Config, containerd: Containerd) -> anyhow::Result<Arc<Steps>> {
+    let (instance, gateway_gid) = (config.instance()?, config.gateway_gid()?);
+    Ok(Arc::new(Steps {
+        folders: Folders::open(&config.run_dir, gateway_gid)?,
+        networks: networks(config, &instance, gateway_gid.as_raw()).await?,
+        logs: LogFolders::open(&config.log_dir, gateway_gid, &config.logshim)?,
+        cgroups: Cgroups::detect(Path::new(cgroup::ROOT), &config.cgroup_parent),
+        containerd,
+        instance,
+        open_files: crate::steps::open_files(),
+        puller: puller(config)?,
+    }))
+}
+
+async fn networks(
     config: &Config,
     instance: &str,
     gateway_gid: u32,

@@ -302,7 +302,7 @@ fn remove_node(machine: &Machine) {
     let left = machine.run(
         "pgrep --list-name '^stokehold-(agent|gatew|logsh|probe)' || true; \
          ctr -n stokehold container list --quiet; ctr -n stokehold task list --quiet; \
-         grep /run/stokehold /proc/mounts || true; ls /run/stokehold/default",
+         grep /run/stokehold /proc/mounts || true; find /run -name '*stokehold*'",
     );
     assert_eq!(left, "", "a removed node's leftovers");
     // What a removal keeps, for when the package comes back.
