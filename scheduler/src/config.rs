@@ -10,8 +10,8 @@ use serde::Deserialize;
 /// Where the packaged configuration lies.
 pub const DEFAULT_PATH: &str = "/etc/stokehold/scheduler.toml";
 
-/// Clients refuse certificates that are valid for longer.
-const MAX_CERTIFICATE_SECONDS: u64 = 825 * 24 * 3600;
+/// Browsers refuse certificates that are valid for longer.
+const MAX_CERTIFICATE_SECONDS: u64 = 398 * 24 * 3600;
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -196,7 +196,7 @@ impl Config {
         if !(10..=MAX_CERTIFICATE_SECONDS).contains(&self.certificates.lifetime_seconds) {
             return fail(
                 "certificates.lifetime_seconds",
-                "must be 10 to 71280000 (825 days): days in a fleet, seconds in a test",
+                "must be 10 to 34387200 (398 days): days in a fleet, seconds in a test",
             );
         }
         if self.advertise.len() > 8 {

@@ -31,6 +31,10 @@ const PATH: &str = "/api/stokehold/v1/renew";
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_LAST: Duration = Duration::from_secs(600);
+/// For the one try before anything else of a daemon whose certificate has expired.
+const FIRST_TRY: Duration = Duration::from_secs(5);
+/// No configuration makes certificates for longer; those of versions before renewal were.
+const LONGEST_LIFE_S: i64 = 400 * 86_400;
 /// A fleet that is told of another authority must not come all at once.
 const SPREAD: Duration = Duration::from_secs(30);
 
@@ -46,9 +50,12 @@ pub fn life_of(validity: Validity) -> i64 {
 }
 
 /// When to renew: after two thirds of its life, up to a twentieth earlier by `spread` (0 to 1), so
-/// that nodes that joined together do not come together.
+/// that nodes that joined together do not come together. One from before renewal is due at once.
 pub fn due(validity: Validity, spread: f64) -> i64 {
     let life = life_of(validity);
+    if life > LONGEST_LIFE_S {
+        return validity.not_before;
+    }
     let earlier = (life as f64 / 20.0 * spread.clamp(0.0, 1.0)) as i64;
     validity.not_after - life / 3 - earlier
 }
@@ -109,9 +116,13 @@ impl Renewal {
             return;
         }
         let expired = moment(self.credentials.validity().not_after);
-        match self.renew().await {
-            Ok(()) => info!(expired, "the certificate had expired and was renewed"),
-            Err(error) => self.complain(&error),
+        match tokio::time::timeout(FIRST_TRY, self.renew()).await {
+            Ok(Ok(())) => info!(expired, "the certificate had expired and was renewed"),
+            Ok(Err(error)) => self.complain(&error),
+            Err(_) => warn!(
+                expired,
+                "the certificate has expired and the scheduler is slow"
+            ),
         }
     }
 
@@ -274,6 +285,15 @@ mod tests {
         assert_eq!(life_of(a_week()), 7 * DAY);
         assert_eq!(due(a_week(), 0.0), 7 * DAY - 7 * DAY / 3);
         assert_eq!(due(a_week(), 1.0), 7 * DAY - 7 * DAY / 3 - 7 * DAY / 20);
+    }
+
+    #[test]
+    fn a_certificate_of_years_from_before_renewal_is_due_at_once() {
+        let years = Validity {
+            not_before: 1000,
+            not_after: 5 * 365 * DAY,
+        };
+        assert_eq!(due(years, 0.0), 1000);
     }
 
     #[test]
