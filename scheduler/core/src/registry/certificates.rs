@@ -32,12 +32,22 @@ pub struct CertificateRecord {
     /// When the last one that was given out expires.
     #[serde(default)]
     pub not_after_unix: i64,
+    /// When the last of all earlier ones does: those of another key, or of a longer lifetime.
+    #[serde(default)]
+    pub earlier_until_unix: i64,
     /// SHA-256 of the authority that signed the one in use, as the node showed it. Empty until then.
     #[serde(default)]
     pub issuer: String,
     /// SHA-256 of each authority that the node trusts, as it said itself.
     #[serde(default)]
     pub trusts: BTreeSet<String>,
+}
+
+impl CertificateRecord {
+    /// When the last certificate that was ever given out under it expires.
+    pub(super) fn until(&self) -> i64 {
+        self.not_after_unix.max(self.earlier_until_unix)
+    }
 }
 
 /// What a session shows of its node's certificate.
@@ -156,6 +166,7 @@ impl Registry {
                 ago_s,
             });
         }
+        held.earlier_until_unix = held.until().max(attempt.not_after_unix);
         held.key_hash = attempt.key_hash.to_owned();
         held.issued_unix = now_unix;
         held.not_after_unix = attempt.until_unix;
@@ -271,7 +282,7 @@ pub(super) fn valid_until(node: &NodeRecord, now_unix: u64) -> Option<i64> {
     let ends = node.roles.iter().map(|role| {
         let held = node.certificates.get(role);
         // What is not known may be one from before renewal, of five years.
-        held.map_or(i64::MAX, |held| held.not_after_unix)
+        held.map_or(i64::MAX, CertificateRecord::until)
     });
     ends.max().filter(|until| *until >= now)
 }

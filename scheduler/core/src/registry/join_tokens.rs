@@ -275,7 +275,9 @@ impl Registry {
             joined.certificates.clear();
             joined.revoked = false;
         }
+        let earlier = joined.certificates.get(&role).map(CertificateRecord::until);
         let certificate = CertificateRecord {
+            earlier_until_unix: earlier.unwrap_or(0),
             key_hash: attempt.key_hash.to_owned(),
             issued_unix: now_unix,
             not_after_unix: attempt.until_unix,
