@@ -51,6 +51,8 @@ fn shorten(cluster: &Cluster) {
 fn requests_go_on_across_renewals_a_rotation_of_the_authority_and_a_killed_scheduler() {
     let mut cluster = Cluster::start();
     cluster.announce("no session with the scheduler");
+    // Warm images may be on their way when the scheduler is killed.
+    cluster.announce("chunk fetch will be retried");
     let node = SecondNode::join(&mut cluster, "n2");
     cluster.deploy_probe(
         "steady",
