@@ -21,7 +21,7 @@ data=$base/data
 work=$base/work
 export HOME=$base/home
 export PATH=$base/bin:$PATH
-unset STOKEHOLD_SERVER STOKEHOLD_TOKEN_FILE STOKEHOLD_CONTEXT STOKEHOLD_CA_FILE SUDO_USER XDG_CONFIG_HOME
+unset STOKEHOLD_DATA STOKEHOLD_PORT_BASE STOKEHOLD_SERVER STOKEHOLD_TOKEN_FILE STOKEHOLD_CONTEXT STOKEHOLD_CA_FILE SUDO_USER XDG_CONFIG_HOME
 image=stokehold.local/runtime-mlflow:1
 ports=${DEMO_PORT_BASE:-18440}
 programs=${DEMO_PROGRAMS:-$target/release}
@@ -92,7 +92,7 @@ step "Import the MLflow runtime's image; the node pulls it ahead of need"
 show stokehold image import "$target/images/runtime-mlflow.oci.tar"
 
 step "Train a scikit-learn model with MLflow, in a container of that very image"
-config=$(pgrep -af "stokehold-agent .*$data" | grep -o -- "$data[^ ]*agent.toml" | head -1)
+config=$(pgrep -af "stokehold-agent .*$data" | grep -o -- "${data}[^ ]*agent.toml" | head -1)
 socket=$(sed -n 's/^containerd *= *"\(.*\)"/\1/p' "$config")
 in_container() { # name, arguments of python3
     local name=$1
@@ -193,8 +193,8 @@ check "replicas went from $least to $reached, and no request failed"
 step "The load is over; the replicas that it brought go again"
 for _ in $(seq 60); do
     stokehold describe forest --output json >"$work/now.json"
-    now=$(result "$work/now.json" '"demand %s  target %d  wanted %d  ready %d  there %d" % (
-        it["decisions"][0]["demand"], it["decisions"][0]["target_concurrency"],
+    now=$(result "$work/now.json" '"demand %.1f  target %d  wanted %d  ready %d  there %d" % (
+        it["decisions"][0]["demand"] or 0, it["decisions"][0]["target_concurrency"],
         it["decisions"][0]["desired_replicas"], it["decisions"][0]["ready_replicas"],
         sum(not replica["ended"] for replica in it["replicas"]))')
     echo "$now"

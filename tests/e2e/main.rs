@@ -8,6 +8,7 @@ mod harness;
 mod certificates;
 mod events;
 mod faults;
+mod first_hour;
 mod hostile;
 mod limits;
 mod load;

@@ -57,8 +57,7 @@ impl Cluster {
     }
 
     fn start_from(settings: &[&str], templates: &[(&str, String)]) -> Self {
-        // A test that failed must not fail the others.
-        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let alone = alone();
         assert!(
             nix::unistd::geteuid().is_root(),
             "the end-to-end tests need root, for containers"
@@ -394,6 +393,11 @@ impl Cluster {
         let run_dir = Path::new(agent["run_dir"].as_str().expect("run_dir")).to_owned();
         run_dir.parent().expect("a parent").to_owned()
     }
+}
+
+/// Held by the one test whose system runs. A test that failed must not fail the others.
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The first of ten ports that nobody listens on. Other test runs may look at the same time, so each

@@ -11,12 +11,13 @@ mod programs;
 mod registry;
 mod traces;
 
-pub(crate) use cluster::{Answer, Cluster};
+pub(crate) use cluster::{Answer, Cluster, alone, free_ports};
 pub(crate) use load::Load;
 pub(crate) use node::SecondNode;
-pub(crate) use programs::images;
+pub(crate) use programs::{images, install};
 pub(crate) use registry::{Registry, free_port};
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// Whole systems share two cores: what takes a second alone may take many.
@@ -32,4 +33,9 @@ pub(crate) fn eventually<T>(what: &str, mut check: impl FnMut() -> Option<T>) ->
         assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
         std::thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// Processes that work with or in `folder`.
+pub(crate) fn processes_of(folder: &Path) -> Vec<(i32, String)> {
+    traces::processes(&folder.display().to_string())
 }

@@ -75,7 +75,7 @@ context `local`. It may be called at any time, also after a crash, and twice.";
 #[command(after_help = UP_EXAMPLES)]
 pub(crate) struct UpArgs {
     /// Folder for models, state and logs.
-    #[arg(long, value_name = "DIR", default_value = layout::DEFAULT_DATA)]
+    #[arg(long, value_name = "DIR", default_value = layout::DEFAULT_DATA, env = "STOKEHOLD_DATA")]
     data: PathBuf,
     /// Return once everything is ready.
     #[arg(long)]
@@ -92,6 +92,7 @@ pub(crate) struct UpArgs {
     /// First of six consecutive ports (scheduler, gateway, gateways among themselves, three of
     /// metrics), so that several instances fit on one machine.
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..65_530))]
+    #[arg(env = "STOKEHOLD_PORT_BASE")]
     port_base: Option<u16>,
     /// Folder of runtime templates. Default: ../share/stokehold/runtimes beside this program, then
     /// /usr/share/stokehold/runtimes.
@@ -113,7 +114,7 @@ pub(crate) struct UpArgs {
 #[command(after_help = DOWN_EXAMPLES)]
 pub(crate) struct DownArgs {
     /// The folder given to `up`.
-    #[arg(long, value_name = "DIR", default_value = layout::DEFAULT_DATA)]
+    #[arg(long, value_name = "DIR", default_value = layout::DEFAULT_DATA, env = "STOKEHOLD_DATA")]
     data: PathBuf,
     /// Keep models, state and logs for the next `up`.
     #[arg(long, conflicts_with = "purge")]
