@@ -41,7 +41,8 @@ lint: setup ## Formatting and clippy, as warnings are errors
 fmt: ## Format the code
 	cargo fmt --all
 
-docs: ## Write the documents that are made from the code (docs/openapi.json)
+docs: ## Write the documents that are made from the code (docs/configuration.md, docs/openapi.json)
+	STOKEHOLD_WRITE_DOCS=1 cargo test --locked -p stokehold-tests --test tidy -- _reference_
 	STOKEHOLD_WRITE_DOCS=1 cargo test --locked -p stokehold-scheduler --test api openapi::the_checked_in
 
 clean: ## Remove everything that was built

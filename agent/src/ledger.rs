@@ -163,6 +163,13 @@ impl Ledger {
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, BrokenLedger> {
+        // First: a later version may have another form.
+        let head: Head = serde_json::from_slice(bytes).map_err(BrokenLedger::Json)?;
+        if head.version > LEDGER_VERSION {
+            return Err(BrokenLedger::Version {
+                found: head.version,
+            });
+        }
         let file: LedgerFile = serde_json::from_slice(bytes).map_err(BrokenLedger::Json)?;
         if file.version != LEDGER_VERSION {
             return Err(BrokenLedger::Version {
@@ -177,6 +184,12 @@ impl Ledger {
             highest_epoch: file.highest_epoch,
         })
     }
+}
+
+/// What any version's file says.
+#[derive(Deserialize)]
+struct Head {
+    version: u32,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -228,6 +241,13 @@ pub enum LedgerError {
         #[source]
         source: io::Error,
     },
+    #[error(
+        "the ledger {} has version {found}, this stokehold-agent ({}) knows {LEDGER_VERSION}: install \
+         the version that wrote it, or a later one. It is left as it is. To go on with this one, move \
+         that file away: replicas are then found again by containerd's labels",
+        path.display(), env!("CARGO_PKG_VERSION")
+    )]
+    Newer { path: PathBuf, found: u32 },
     #[error("write the ledger {} of {len} bytes", path.display())]
     Write {
         path: PathBuf,
@@ -282,6 +302,12 @@ impl LedgerPath {
         };
         match decoded {
             Ok(ledger) => Ok(Opened::Held(ledger)),
+            Err(BrokenLedger::Version { found }) if found > LEDGER_VERSION => {
+                Err(LedgerError::Newer {
+                    path: self.0.clone(),
+                    found,
+                })
+            }
             Err(why) => {
                 let aside = self.0.with_extension("json.broken");
                 std::fs::rename(&self.0, &aside).map_err(|source| LedgerError::MoveAside {
@@ -352,7 +378,7 @@ mod tests {
     fn a_broken_ledger_is_moved_aside_and_said() {
         let folder = tempfile::tempdir().expect("folder");
         let path = LedgerPath::in_folder(folder.path());
-        for broken in ["", "{\"version\":1", "{\"version\":9}", "[]"] {
+        for broken in ["", "{\"version\":1", "{\"version\":0}", "[]"] {
             std::fs::write(folder.path().join(FILE), broken).expect("write");
             let Opened::Broken { aside, .. } = path.open().expect("opened") else {
                 panic!("{broken:?} was taken");
@@ -360,6 +386,19 @@ mod tests {
             assert_eq!(std::fs::read_to_string(aside).expect("kept"), broken);
             assert!(matches!(path.open(), Ok(Opened::None)));
         }
+    }
+
+    #[test]
+    fn a_ledger_of_a_later_version_is_refused_and_left_as_it_is() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = LedgerPath::in_folder(folder.path());
+        let later = r#"{"version":9,"plan":"of another form"}"#;
+        std::fs::write(folder.path().join(FILE), later).expect("write");
+        let error = path.open().expect_err("refused").to_string();
+        assert!(error.contains("version 9") && error.contains("knows 1"), "{error}");
+        let kept = std::fs::read_to_string(folder.path().join(FILE)).expect("kept");
+        assert_eq!(kept, later);
+        assert_eq!(std::fs::read_dir(folder.path()).expect("list").count(), 1);
     }
 
     #[test]

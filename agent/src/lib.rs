@@ -113,12 +113,9 @@ pub fn cli() -> ExitCode {
         return pull::child::run(arguments);
     }
     daemon::exit::run(|| {
-        let path = cli.config.as_deref();
-        let config: Config = daemon::config::load(
-            path.unwrap_or(Path::new(config::DEFAULT_PATH)),
-            path.is_some(),
-        )?;
-        config.check().context("the configuration is not valid")?;
+        let named = cli.config.as_deref();
+        let config: Config =
+            daemon::config::load_daemon(named, config::DEFAULT_PATH, Config::check)?;
         if cli.check_config {
             return writeln!(std::io::stdout(), "configuration is valid").context("say so");
         }

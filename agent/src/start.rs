@@ -47,6 +47,10 @@ const CLEAN_LOGS_EVERY: Duration = Duration::from_secs(600);
 const CONNECT_AGAIN: Duration = Duration::from_secs(1);
 
 pub async fn run(config: Config) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        nix::unistd::geteuid().is_root(),
+        "stokehold-agent makes containers, which needs root: `systemctl start stokehold-agent`, or sudo"
+    );
     let cancel = CancellationToken::new();
     let mut tasks = Tasks::new(cancel.clone());
     tasks.spawn("signals", shutdown_signal(cancel.clone()));
@@ -85,6 +89,8 @@ async fn assemble(
         None => daemon::join::scheduler_addresses(&config.pki_dir)
             .context("read the scheduler's addresses")?,
     };
+    // What cannot be listened on is found before anything is begun.
+    let admin = daemon::admin::bind(config.admin_listen).await?;
     daemon::files::private_dir(&config.state_dir, 0o700)
         .with_context(|| format!("make folder {}", config.state_dir.display()))?;
     let ledger_path = LedgerPath::in_folder(&config.state_dir);
@@ -109,7 +115,6 @@ async fn assemble(
     models.register(&mut registry);
     let (ready, readiness) = daemon::admin::readiness("adopting replicas");
     let remarks = vec![renewal.problem(), handle.problem.clone()];
-    let admin = config.admin_listen;
     tasks.spawn(
         "admin",
         daemon::admin::serve_with(admin, registry, readiness, remarks, cancel.clone()),
@@ -117,7 +122,7 @@ async fn assemble(
     renewal.if_expired().await;
     tasks.spawn("certificate", renewal.run(cancel.clone()));
 
-    let containerd = connect(config).await;
+    let containerd = connect(config, &ready).await;
     let steps = steps(config, containerd.clone()).await?;
     let networks = Arc::clone(&steps.networks);
     tasks.spawn("networks", networks.keep(cancel.clone()));
@@ -271,7 +276,7 @@ fn open_ledger(path: &LedgerPath) -> anyhow::Result<Ledger> {
 }
 
 /// containerd may come after us.
-async fn connect(config: &Config) -> Containerd {
+async fn connect(config: &Config, ready: &watch::Sender<Result<(), String>>) -> Containerd {
     let mut said = false;
     loop {
         let connected = Containerd::connect(
@@ -285,16 +290,33 @@ async fn connect(config: &Config) -> Containerd {
                     Ok(version) => info!(version, "connected to containerd"),
                     Err(error) => warn!(error = %Chain(&error), "containerd tells no version"),
                 }
+                drop(ready.send_replace(Err("adopting replicas".to_owned())));
                 return containerd;
             }
             Err(error) if !said => {
                 said = true;
-                warn!(error = %Chain(&error), "waiting for containerd");
+                let mending = without_containerd(&config.containerd);
+                warn!(error = %Chain(&error), mending, "waiting for containerd");
+                daemon::notify::status(&format!("waiting for containerd: {mending}"));
+                drop(ready.send_replace(Err(format!("waiting for containerd: {mending}"))));
             }
             Err(_) => {}
         }
         daemon::notify::watchdog();
         tokio::time::sleep(CONNECT_AGAIN).await;
+    }
+}
+
+fn without_containerd(socket: &Path) -> String {
+    let shown = socket.display();
+    match socket.try_exists() {
+        Ok(false) => format!(
+            "there is no socket {shown}: install and start it (`apt-get install containerd`, \
+             `systemctl start containerd`), or correct `containerd`"
+        ),
+        Ok(true) | Err(_) => format!(
+            "nobody answers at {shown}: see `systemctl status containerd`, or correct `containerd`"
+        ),
     }
 }
 

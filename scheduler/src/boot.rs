@@ -83,16 +83,26 @@ pub async fn start(config: Config, cancel: CancellationToken) -> anyhow::Result<
     config.check()?;
     let paths = Paths::of(&config.data_dir);
     let templates = templates::load(&config.runtimes_dirs)?;
+    // What cannot be listened on is found before anything is begun.
+    let listener = daemon::listen::tcp(config.listen_http, "listen_http").await?;
+    let quic_socket = daemon::listen::udp(config.listen_quic, "listen_quic")?;
+    let admin = daemon::admin::bind(config.admin_listen).await?;
     let authority = state::authority(&config, &paths)?;
     let (identity, names) = state::identity(&config, &authority)?;
     let credentials = Credentials::new(identity, Some(config.pki_dir.clone()))?;
     let cluster = authority.cluster().clone();
     let clock = Clock::start();
 
+    let (room, room_keeper) = crate::room::open(&config.data_dir)?;
     let mut store = state::open_store(&paths)?;
-    let epoch = store.begin_epoch(Epoch(0))?;
-    let snapshot = store.load()?;
     let settings = settings(&config, cluster.clone(), templates);
+    let held = store.load()?;
+    let next = Epoch(held.epoch.0.saturating_add(1));
+    // Of records that this program does not understand nothing may be changed, not even the epoch.
+    Core::restore(&held.entries, settings.clone(), next, clock.now())
+        .context("read what the store holds")?;
+    let epoch = store.begin_epoch(next)?;
+    let snapshot = store.load()?;
     let restored = Core::restore(&snapshot.entries, settings, epoch, clock.now());
     let mut core = restored.context("read what the store holds")?;
     let ops = state::first_admin_token(&mut core.registry, &paths, clock.unix_ms())?;
@@ -106,10 +116,7 @@ pub async fn start(config: Config, cancel: CancellationToken) -> anyhow::Result<
     let (store, store_thread) = store::spawn(store).context("start the store's thread")?;
     let chunks = Chunks::new(ChunkStore::local(&paths.objects)?);
 
-    let listener = TcpListener::bind(config.listen_http)
-        .await
-        .with_context(|| format!("listen on TCP {} (listen_http)", config.listen_http))?;
-    let endpoint = daemon::quic::server_endpoint(config.listen_quic, &credentials)
+    let endpoint = daemon::quic::server_endpoint_on(quic_socket, &credentials)
         .context("listen for nodes (listen_quic)")?;
     let (http, quic) = (listener.local_addr()?, endpoint.local_addr()?);
 
@@ -155,6 +162,7 @@ pub async fn start(config: Config, cancel: CancellationToken) -> anyhow::Result<
         clock,
         uploads: Semaphore::new(UPLOADS),
         followers: Arc::new(Semaphore::new(FOLLOWERS)),
+        room,
         cancel: cancel.clone(),
     });
     tasks.spawn(
@@ -169,10 +177,10 @@ pub async fn start(config: Config, cancel: CancellationToken) -> anyhow::Result<
     );
     tasks.spawn(
         "admin",
-        daemon::admin::serve(config.admin_listen, metrics, readiness, cancel),
+        daemon::admin::serve(admin, metrics, readiness, cancel.clone()),
     );
     // The tasks hold the listeners already; nobody is turned away from here on.
-    drop(ready.send_replace(Ok(())));
+    tasks.spawn("room", room_keeper.run(ready, cancel));
     info!(%http, %quic, "listening");
     Ok(Running {
         cluster,

@@ -40,8 +40,7 @@ pub(crate) fn run() -> ExitCode {
         let arguments = Arguments::parse();
         daemon::tls::install_crypto_provider();
         let named = arguments.config.as_deref();
-        let path = named.unwrap_or(Path::new(DEFAULT_PATH));
-        let config: Config = daemon::config::load(path, named.is_some())?;
+        let config: Config = daemon::config::load_daemon(named, DEFAULT_PATH, Config::check)?;
         match arguments.command {
             Some(Command::ResetAdminToken) => {
                 work_as_owner(&config)?;
@@ -57,6 +56,7 @@ pub(crate) fn run() -> ExitCode {
             }
             None if arguments.check_config => {
                 boot::check(&config)?;
+                let path = named.unwrap_or(Path::new(DEFAULT_PATH));
                 say(&format!("{}: fine", path.display()));
                 Ok(())
             }

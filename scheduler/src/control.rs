@@ -2,7 +2,8 @@
 //!
 //! What always holds: nothing that a decision led to (a plan, routes, an answer) leaves before the
 //! decision's writes are on disk. A commit that fails ends the process: what memory holds is then no
-//! longer what the store does, and only a restart makes them agree.
+//! longer what the store does, and only a restart makes them agree. A commit that was not begun for want
+//! of room on the disk is tried until there is some.
 //!
 //! Commands that wait together are decided together and share one commit; the events among them share
 //! one pass of the core, too: a thousand gateways that take new routes cost no thousand passes.
@@ -24,11 +25,11 @@ use shared::wire::Peer;
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::metrics::Metrics;
 use crate::sessions::Sessions;
-use crate::store::StoreHandle;
+use crate::store::{CommitError, StoreHandle};
 
 pub use handle::{Admitted, Handle, Newcomer, Refused, Stopping};
 use handle::{Answer, Command};
@@ -37,6 +38,8 @@ use handle::{Answer, Command};
 const COMMANDS: usize = 1024;
 /// At most this many commands share a commit: a larger round would make its first one wait.
 const ROUND: usize = 256;
+/// A disk that is full is looked at this often.
+const COMMIT_AGAIN: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_secs(1);
 /// How often gauges are renewed that are counted over all endpoints.
 const COUNT_INTERVAL: Duration = Duration::from_secs(5);
@@ -169,7 +172,9 @@ impl Control {
                 let effects = self.core.pass(&mut context(&self.clock, &mut self.chance));
                 round.add(effects);
             }
-            self.commit(&mut round).await?;
+            if !self.commit(&mut round, &cancel).await? {
+                return Ok(());
+            }
             self.act(round);
         }
     }
@@ -272,19 +277,44 @@ impl Control {
         Ok(())
     }
 
-    async fn commit(&self, round: &mut Round) -> anyhow::Result<()> {
+    /// Whether it is done; not when the scheduler is stopped while it waits. On a disk without room
+    /// the commit waits: whoever asked waits with it, gateways and agents go on with what they have.
+    async fn commit(
+        &self,
+        round: &mut Round,
+        cancel: &CancellationToken,
+    ) -> anyhow::Result<bool> {
         let writes = std::mem::take(&mut round.writes);
         if writes.is_empty() {
-            return Ok(());
+            return Ok(true);
         }
         let begun = Instant::now();
         let records: usize = writes.iter().map(Vec::len).sum();
-        let committed = self.store.commit(writes, self.epoch).await?;
-        let revision = committed.context("commit what was decided")?;
+        let mut said = false;
+        let revision = loop {
+            match self.store.commit(writes.clone(), self.epoch).await? {
+                Ok(revision) => break revision,
+                Err(CommitError::NoRoom(short)) => {
+                    if !said {
+                        error!(problem = %short, "nothing can be decided until there is room");
+                    }
+                    said = true;
+                }
+                Err(error) => return Err(error).context("commit what was decided"),
+            }
+            daemon::notify::watchdog();
+            tokio::select! {
+                () = cancel.cancelled() => return Ok(false),
+                () = tokio::time::sleep(COMMIT_AGAIN) => {}
+            }
+        };
+        if said {
+            info!("there is room again, going on");
+        }
         let took = begun.elapsed();
         self.metrics.commit_seconds.observe(took.as_secs_f64());
         debug!(%revision, records, ?took, "committed");
-        Ok(())
+        Ok(true)
     }
 
     /// Sends and answers what has been committed.
@@ -418,6 +448,23 @@ mod tests {
     #[tokio::test]
     async fn an_answer_is_given_once_its_writes_are_on_disk() {
         let (control, handle) = control_over(MemoryStore::new());
+        let cancel = CancellationToken::new();
+        let running = control.run(cancel.clone());
+        let asking = async {
+            let answer = handle.decide(|_, _| (7, write("a/1"))).await;
+            cancel.cancel();
+            answer
+        };
+        let (ended, answer) = tokio::join!(running, asking);
+        assert_eq!(answer, Ok(7));
+        ended.expect("ends because it was told to");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_commit_without_room_waits_and_is_answered_once_there_is_some() {
+        let mut store = MemoryStore::new();
+        store.lack_room_for(3);
+        let (control, handle) = control_over(store);
         let cancel = CancellationToken::new();
         let running = control.run(cancel.clone());
         let asking = async {

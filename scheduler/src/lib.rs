@@ -8,6 +8,7 @@
 //! | [`templates`] | runtime templates |
 //! | [`boot`] | puts the parts together |
 //! | [`store`] | records on disk |
+//! | [`room`] | what happens when that disk is full |
 //! | [`control`] | the one task that owns the core: decides, commits, then acts |
 //! | [`sessions`], [`session`], [`listener`] | agents and gateways, over QUIC |
 //! | [`chunks`] | the chunk store: what agents fetch, what is collected |
@@ -27,6 +28,7 @@ mod images;
 pub mod listener;
 pub mod metrics;
 pub mod rest;
+pub mod room;
 mod session;
 pub mod sessions;
 mod state;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use daemon::config::ConfigError;
 use shared::ids::RuntimeName;
 use shared::runtime::{InvalidTemplate, RuntimeTemplate};
 
@@ -20,12 +21,9 @@ pub(crate) enum TemplateError {
     },
     #[error("runtime template {} is over the limit of {MAX_TEMPLATE_BYTES} bytes", path.display())]
     TooLarge { path: PathBuf },
-    /// The source names line, column and key.
-    #[error("runtime template {} is wrong: {}", path.display(), source.to_string().trim_end())]
-    Parse {
-        path: PathBuf,
-        source: toml::de::Error,
-    },
+    /// It names file, line and key.
+    #[error("runtime template: {0}")]
+    Parse(ConfigError),
     #[error("{}", path.display())]
     Invalid {
         path: PathBuf,
@@ -99,10 +97,8 @@ fn read(path: &Path) -> Result<RuntimeTemplate, TemplateError> {
         return Err(TemplateError::TooLarge { path });
     }
     let text = std::fs::read_to_string(&path).map_err(failed)?;
-    let template: RuntimeTemplate = match toml::from_str(&text) {
-        Ok(template) => template,
-        Err(source) => return Err(TemplateError::Parse { path, source }),
-    };
+    let template: RuntimeTemplate =
+        daemon::config::parse(&path, &text).map_err(TemplateError::Parse)?;
     match template.check() {
         Ok(()) => Ok(template),
         Err(source) => Err(TemplateError::Invalid { path, source }),

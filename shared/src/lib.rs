@@ -18,6 +18,7 @@
 //! | [`report`] | what agents and gateways observe |
 //! | [`wire`] | all of that as length-prefixed protobuf frames |
 //! | [`api`] | the JSON of the REST API |
+//! | [`mistake`] | words for what is wrong in a configuration file or a request's body |
 //! | [`token`] | join tokens and bearer tokens: text forms and hashes |
 
 pub mod api;
@@ -26,6 +27,7 @@ pub mod egress;
 pub mod ids;
 pub mod manifest;
 mod misnomer;
+pub mod mistake;
 pub mod plan;
 pub mod report;
 pub mod routes;

@@ -17,6 +17,7 @@ mod members;
 mod mistakes;
 mod mlflow_model;
 mod networks;
+mod operators;
 mod registry;
 mod rollout;
 mod two_nodes;

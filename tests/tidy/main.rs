@@ -1,6 +1,8 @@
 //! Holds the arrows between the crates, the purity of the pure ones, and the packaged configurations.
 
 mod config_examples;
+mod config_reference;
+mod quoted_errors;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,7 @@
 //! The `stokehold-gateway` program: arguments, configuration, the daemon's tasks.
 
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -70,10 +70,8 @@ struct JoinArguments {
 pub(crate) fn run() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     tls::install_crypto_provider();
-    let path = arguments.config.as_deref();
-    let config: Config =
-        daemon::config::load(path.unwrap_or(Path::new(DEFAULT_CONFIG)), path.is_some())?;
-    config.check()?;
+    let named = arguments.config.as_deref();
+    let config: Config = daemon::config::load_daemon(named, DEFAULT_CONFIG, Config::check)?;
     match arguments.command {
         Some(Command::Join(join)) => {
             daemon::exit::block_on("gateway", join_cluster(&config, &join))
@@ -138,12 +136,15 @@ async fn serve(config: Config) -> anyhow::Result<()> {
             identity.subject.node
         );
     }
+    // What cannot be listened on is found before anything is begun.
+    let admin_listener = admin::bind(config.admin_listen).await?;
+    let node = identity.subject.node.clone();
+    let credentials = Credentials::new(identity, Some(config.pki_dir.clone()))?;
+    let listeners = listen(&config, &credentials).await?;
     files::private_dir(&config.state_dir, 0o700)
         .with_context(|| format!("make the folder {}", config.state_dir.display()))?;
     let scheduler = scheduler_addresses(&config)?;
     let mut registry = Registry::default();
-    let node = identity.subject.node.clone();
-    let credentials = Credentials::new(identity, Some(config.pki_dir.clone()))?;
     let rest = join::rest_addresses(&config.pki_dir, &config.scheduler)?;
     let renewal = Renewal::new(credentials.clone(), rest.clone(), &mut registry);
     renewal.if_expired().await;
@@ -156,14 +157,14 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         body_memory: config.limits.body_memory,
     };
     let mut gateway = Gateway::new(&options, &mut registry)?;
-    load_routes(&gateway, &config);
-    let listeners = listen(&config, &credentials).await?;
+    load_routes(&gateway, &config)?;
     let hello = hello(&gateway, &config, &listeners)?;
 
     let cancel = CancellationToken::new();
     let mut tasks = Tasks::new(cancel.clone());
     tasks.spawn("signals", shutdown_signal(cancel.clone()));
     let (ready, readiness) = admin::readiness("no routes yet");
+    let (trouble, not_on_disk) = watch::channel(None);
     let demands = gateway.take_demands().context("demands are taken once")?;
     info!(
         listen = %listeners.client.local_addr()?, peer_listen = %listeners.peer.local_addr()?,
@@ -177,10 +178,10 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     };
     let (handle, events, keep_link) = link(link_options, cancel.child_token());
     let admin = admin::serve_with(
-        config.admin_listen,
+        admin_listener,
         registry,
         readiness,
-        vec![renewal.problem(), handle.problem.clone()],
+        vec![renewal.problem(), handle.problem.clone(), not_on_disk],
         cancel.child_token(),
     );
     tasks.spawn("admin", admin);
@@ -195,6 +196,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let save = routes_file::run(
         config.state_dir.clone(),
         routes.clone(),
+        trouble,
         cancel.child_token(),
     );
     tasks.spawn("routes-file", save);
@@ -226,8 +228,9 @@ fn scheduler_addresses(config: &Config) -> anyhow::Result<Vec<String>> {
     })
 }
 
-/// Serves from the last routes at once; what is wrong with them costs only that.
-fn load_routes(gateway: &Gateway, config: &Config) {
+/// Serves from the last routes at once; what is wrong with them costs only that. Those of a later
+/// version are not ours to replace.
+fn load_routes(gateway: &Gateway, config: &Config) -> anyhow::Result<()> {
     match routes_file::load(&config.state_dir) {
         Ok(None) => info!("no routes from an earlier run"),
         Ok(Some(routes)) => {
@@ -237,8 +240,10 @@ fn load_routes(gateway: &Gateway, config: &Config) {
                 Err(refused) => warn!(error = %refused, "routes of the earlier run refused"),
             }
         }
+        Err(error @ routes_file::LoadError::Newer { .. }) => return Err(error.into()),
         Err(error) => warn!(error = %Chain(&error), "routes of the earlier run are not usable"),
     }
+    Ok(())
 }
 
 async fn listen(config: &Config, credentials: &Credentials) -> anyhow::Result<Listeners> {
@@ -247,9 +252,7 @@ async fn listen(config: &Config, credentials: &Credentials) -> anyhow::Result<Li
         _ => tls::https_server(credentials)?,
     };
     let bind = async |address, key: &str| {
-        TcpListener::bind(address)
-            .await
-            .with_context(|| format!("listen on {address} ({key})"))
+        daemon::listen::tcp(address, key).await
     };
     let limits = HttpLimits {
         drain: config.limits.drain(),

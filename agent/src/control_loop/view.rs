@@ -73,7 +73,24 @@ impl NodeView {
 impl<M: Models> ControlLoop<M> {
     pub(super) fn publish(&mut self, pass: &Pass) {
         let now = self.now();
-        let replicas = self.world.statuses(pass, &self.parts.ledger, now);
+        let mut replicas = self.world.statuses(pass, &self.parts.ledger, now);
+        if let Some(trouble) = &self.ledger_trouble {
+            // Whoever asks for the replica learns what it waits for.
+            let waits = |status: &&mut ReplicaStatus| match status.phase {
+                ReplicaPhase::Pending
+                | ReplicaPhase::PullingImage
+                | ReplicaPhase::FetchingModel
+                | ReplicaPhase::Creating => true,
+                ReplicaPhase::Running
+                | ReplicaPhase::Stopping
+                | ReplicaPhase::Stopped
+                | ReplicaPhase::Failed
+                | ReplicaPhase::Unknown => false,
+            };
+            for status in replicas.iter_mut().filter(waits) {
+                status.reason = format!("nothing is started on this node: {trouble}");
+            }
+        }
         let metrics = &self.parts.metrics;
         metrics.phases(PHASES.map(|phase| {
             let count = replicas

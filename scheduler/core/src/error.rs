@@ -66,6 +66,11 @@ impl ApiError {
         Self::new(503, "TEMPORARILY_UNAVAILABLE", message)
     }
 
+    /// The disk is full.
+    pub fn no_room(message: impl Into<String>) -> Self {
+        Self::new(507, "INSUFFICIENT_STORAGE", message)
+    }
+
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(500, "INTERNAL_ERROR", message)
     }

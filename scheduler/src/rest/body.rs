@@ -11,6 +11,7 @@ use http_body_util::BodyExt;
 use scheduler_core::ApiError;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use shared::mistake::{self, Notation};
 
 use super::Api;
 use super::error::Refusal;
@@ -42,6 +43,38 @@ impl<T: DeserializeOwned> FromRequest<Api> for Json<T> {
         let bytes = read(request.into_body(), MAX_JSON_BYTES).await?;
         Ok(Json(parse(&bytes)?))
     }
+}
+
+/// A JSON body whose unknown fields are passed over, as clients send some; but not those that are a known
+/// one misspelt, whose sender would wonder.
+pub(super) struct Lenient<T>(pub(super) T);
+
+impl<T: DeserializeOwned + Default + Serialize> FromRequest<Api> for Lenient<T> {
+    type Rejection = Refusal;
+
+    async fn from_request(request: Request, _: &Api) -> Result<Self, Refusal> {
+        let bytes = read(request.into_body(), MAX_JSON_BYTES).await?;
+        let value = parse(&bytes)?;
+        misspelt::<T>(&bytes)?;
+        Ok(Self(value))
+    }
+}
+
+fn misspelt<T: Default + Serialize>(bytes: &[u8]) -> Result<(), Refusal> {
+    let (Ok(serde_json::Value::Object(known)), Ok(serde_json::Value::Object(sent))) =
+        (serde_json::to_value(T::default()), serde_json::from_slice(bytes))
+    else {
+        return Ok(());
+    };
+    let unknown = sent.keys().filter(|field| !known.contains_key(*field));
+    for field in unknown {
+        if let Some(meant) = mistake::misspelt(field, known.keys().map(String::as_str)) {
+            return Err(Refusal(ApiError::invalid(format!(
+                "the request's body: there is no field `{field}`: did you mean `{meant}`?"
+            ))));
+        }
+    }
+    Ok(())
 }
 
 /// The query's parameters; unknown ones are ignored, as some clients add their own.
@@ -132,13 +165,31 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
     Ok(value)
 }
 
-/// What is wrong in a body, and where.
+/// What is wrong in a body, and where: the field's path, what was found, what is wanted.
 pub(super) fn wrong(path: &str, problem: &serde_json::Error) -> Refusal {
-    Refusal(ApiError::invalid(if path == "." || path == "?" {
-        format!("the request's body: {problem}")
-    } else {
-        format!("{path}: {problem}")
-    }))
+    let said = problem.to_string();
+    let whole = path == "." || path == "?";
+    let place = if whole { "the request's body" } else { path };
+    if let Some((written, known)) = mistake::unknown_field(&said) {
+        // The path is the object's, or the field's own.
+        let object = path.strip_suffix(written).map_or(place, |p| p.trim_end_matches('.'));
+        let object = if object.is_empty() { "the request's body" } else { object };
+        let hint = mistake::of_unknown(written, &known);
+        return Refusal(ApiError::invalid(format!(
+            "{object}: there is no field `{written}`: {hint}"
+        )));
+    }
+    if problem.is_syntax() || problem.is_eof() {
+        return Refusal(ApiError::invalid(format!(
+            "{place}: this is not JSON: {problem}"
+        )));
+    }
+    let key = path.rsplit('.').next().unwrap_or(path);
+    let key = key.split('[').next().unwrap_or(key);
+    Refusal(ApiError::invalid(format!(
+        "{place}: {}",
+        mistake::of_value(key, &said, Notation::Json)
+    )))
 }
 
 #[cfg(test)]
@@ -154,6 +205,14 @@ mod tests {
     }
 
     #[test]
+    fn of_fields_that_are_passed_over_a_misspelt_one_is_told() {
+        let check = |body: &str| misspelt::<CreateEndpoint>(body.as_bytes());
+        let refused = check(r#"{"name":"e","confg":{}}"#).expect_err("misspelt").0;
+        assert!(refused.message.contains("did you mean `config`?"), "{refused}");
+        assert!(check(r#"{"name":"e","config":null,"workspace_url":"x"}"#).is_ok());
+    }
+
+    #[test]
     fn a_wrong_field_is_named_with_its_path() {
         let body =
             br#"{"name":"e","config":{"served_entities":[{"min_provisioned_concurrency":"x"}]}}"#;
@@ -163,6 +222,22 @@ mod tests {
             message.starts_with("config.served_entities[0].min_provisioned_concurrency:"),
             "{message}"
         );
+        assert!(
+            message.ends_with(
+                "found the text \"x\", expected a whole number, such as \
+                 \"min_provisioned_concurrency\": 30"
+            ),
+            "{message}"
+        );
+        let body = br#"{"name":"e","config":{"served_entities":[{"stokehold":{"min_replica":1}}]}}"#;
+        let refused = parse::<CreateEndpoint>(body).expect_err("a misspelt field").0;
+        assert_eq!(
+            refused.message,
+            "config.served_entities[0].stokehold: there is no field `min_replica`: did you mean \
+             `min_replicas`?"
+        );
+        let refused = parse::<CreateEndpoint>(b"{\"name\": e}").expect_err("no JSON").0;
+        assert!(refused.message.contains("this is not JSON"), "{refused}");
         let refused = parse::<CreateEndpoint>(b"{} x").expect_err("no name").0;
         assert!(refused.message.contains("name"), "{refused}");
         let refused = parse::<CreateEndpoint>(br#"{"name":"e"} x"#)

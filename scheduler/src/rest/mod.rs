@@ -44,6 +44,7 @@ use crate::authorities::Authorities;
 use crate::chunks::Chunks;
 use crate::control::{Clock, Handle};
 use crate::images::Images;
+use crate::room::Room;
 use auth::{Caller, Query};
 use body::Json;
 use error::Refusal;
@@ -72,6 +73,8 @@ pub struct Parts {
     pub uploads: Semaphore,
     /// Those who follow the events.
     pub followers: Arc<Semaphore>,
+    /// Whether the disk takes what requests bring.
+    pub room: Room,
     /// Ends streams that would go on for ever.
     pub cancel: CancellationToken,
 }
@@ -110,6 +113,7 @@ pub fn router(api: Api) -> Router {
         .router
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
+        .layer(middleware::from_fn_with_state(api.clone(), with_room))
         .layer(middleware::from_fn(unread::drained))
         .layer(middleware::from_fn_with_state(api.clone(), with_bundle_id))
         .layer(middleware::from_fn(with_request_id))
@@ -218,6 +222,25 @@ async fn no_route(method: Method, uri: Uri) -> Refusal {
         "there is no {method} {}",
         uri.path()
     )))
+}
+
+/// On a full disk what would fill it further is refused before it is begun. Deleting makes room, a
+/// question takes none, and sending a node away must always be possible.
+async fn with_room(State(api): State<Api>, request: Request, next: Next) -> Response {
+    let path = request.uri().path();
+    let brings = matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH);
+    let takes_none = path.ends_with("/chunks/missing") || path.ends_with("/revoke");
+    if brings && !takes_none {
+        let length = request.headers().get(header::CONTENT_LENGTH);
+        let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
+        if let Err(short) = api.room.for_change(length.unwrap_or(0)) {
+            return Refusal(ApiError::no_room(format!(
+                "the scheduler has {short}. Nothing was changed; deleting still works"
+            )))
+            .into_response();
+        }
+    }
+    next.run(request).await
 }
 
 /// `Allow` is added by the router.

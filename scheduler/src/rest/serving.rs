@@ -11,7 +11,7 @@ use shared::spec::TokenRole;
 
 use super::Api;
 use super::auth::{Caller, Manage, Query};
-use super::body::{self, Json, Named};
+use super::body::{self, Json, Lenient, Named};
 use super::error::Refusal;
 
 pub(super) async fn list(
@@ -25,7 +25,7 @@ pub(super) async fn list(
 pub(super) async fn create(
     caller: Caller<Manage>,
     State(api): State<Api>,
-    Json(input): Json<CreateEndpoint>,
+    Lenient(input): Lenient<CreateEndpoint>,
 ) -> Result<Json<Detailed>, Refusal> {
     have_images(&api, input.config.clone()).await?;
     let creator = caller.token.name.clone();
@@ -52,7 +52,7 @@ pub(super) async fn update_config(
     caller: Caller<Manage>,
     State(api): State<Api>,
     Named(name): Named<String>,
-    Json(input): Json<ConfigInput>,
+    Lenient(input): Lenient<ConfigInput>,
 ) -> Result<Json<Detailed>, Refusal> {
     have_images(&api, Some(input.clone())).await?;
     let updated = api

@@ -31,12 +31,31 @@ pub enum ExportError {
         #[source]
         source: io::Error,
     },
+    #[error("write {}, which takes {len} bytes", path.display())]
+    Write {
+        path: PathBuf,
+        len: usize,
+        #[source]
+        source: io::Error,
+    },
+    #[error(
+        "{} has version {found}, this stokehold-scheduler ({}) knows {VERSION}: take an older file of \
+         that folder, or install the version that wrote it",
+        path.display(), env!("CARGO_PKG_VERSION")
+    )]
+    Newer { path: PathBuf, found: u32 },
     #[error("{} line {line}: {problem}", path.display())]
     Line {
         path: PathBuf,
         line: usize,
         problem: String,
     },
+}
+
+/// What the head of any version says.
+#[derive(Deserialize)]
+struct Version {
+    v: u32,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -66,7 +85,12 @@ pub(super) fn write(folder: &Path, snapshot: &Snapshot) -> Result<PathBuf, Expor
         source,
     };
     daemon::files::private_dir(folder, 0o700).map_err(io)?;
-    daemon::files::write_atomic(&path, &encode(snapshot), 0o600).map_err(io)?;
+    let bytes = encode(snapshot);
+    daemon::files::write_atomic(&path, &bytes, 0o600).map_err(|source| ExportError::Write {
+        path: path.clone(),
+        len: bytes.len(),
+        source,
+    })?;
     let mut kept = list(folder)?;
     while kept.len() > KEPT {
         let (_, oldest) = kept.remove(0);
@@ -98,10 +122,15 @@ pub fn read(path: &Path) -> Result<Snapshot, ExportError> {
     let (first, _) = lines
         .next()
         .ok_or_else(|| wrong(1, "the file is empty".into()))?;
-    let head: Head = serde_json::from_str(first).map_err(|e| wrong(1, e.to_string()))?;
-    if head.v != VERSION {
-        return Err(wrong(1, format!("version {} is not known here", head.v)));
+    // First: a later version may have another form.
+    let version: Version = serde_json::from_str(first).map_err(|e| wrong(1, e.to_string()))?;
+    if version.v != VERSION {
+        return Err(ExportError::Newer {
+            path: path.to_owned(),
+            found: version.v,
+        });
     }
+    let head: Head = serde_json::from_str(first).map_err(|e| wrong(1, e.to_string()))?;
     let mut snapshot = Snapshot {
         revision: head.revision,
         epoch: head.epoch,

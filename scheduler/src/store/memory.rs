@@ -3,8 +3,10 @@
 use std::io;
 use std::path::PathBuf;
 
+use daemon::room::NoRoom;
 use scheduler_core::store_op::Op;
 use shared::ids::{Epoch, Revision};
+use shared::units::Bytes;
 
 use super::{CommitError, LoadError, Snapshot, Store, check_batch, next_epoch};
 
@@ -12,6 +14,8 @@ use super::{CommitError, LoadError, Snapshot, Store, check_batch, next_epoch};
 pub struct MemoryStore {
     durable: Snapshot,
     fail_next_commit: bool,
+    /// So many commits find no room.
+    commits_without_room: u32,
 }
 
 impl MemoryStore {
@@ -24,8 +28,13 @@ impl MemoryStore {
     pub fn crash(self) -> Self {
         Self {
             durable: self.durable,
-            fail_next_commit: false,
+            ..Self::default()
         }
+    }
+
+    /// So many commits find no room and write nothing.
+    pub fn lack_room_for(&mut self, commits: u32) {
+        self.commits_without_room = commits;
     }
 
     /// The next commit fails as if the disk were full.
@@ -46,6 +55,15 @@ impl Store for MemoryStore {
                 expected: expected_epoch,
                 actual: self.durable.epoch,
             });
+        }
+        if self.commits_without_room > 0 {
+            self.commits_without_room -= 1;
+            return Err(CommitError::NoRoom(NoRoom {
+                path: PathBuf::from("memory"),
+                needed: Bytes(2),
+                free: Bytes(1),
+                key: "data_dir",
+            }));
         }
         if std::mem::take(&mut self.fail_next_commit) {
             return Err(CommitError::Io {

@@ -67,6 +67,9 @@ pub enum CommitError {
     TooManyOps { len: usize },
     #[error("epochs are used up")]
     NoEpochLeft,
+    /// Nothing was written; the same commit may be tried again.
+    #[error(transparent)]
+    NoRoom(#[from] daemon::room::NoRoom),
     #[error("write to the store in {}", folder.display())]
     Io {
         folder: PathBuf,

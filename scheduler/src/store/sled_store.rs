@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 
 use scheduler_core::store_op::{MAX_OPS, Op};
 use shared::ids::{Epoch, Revision};
+use shared::units::Bytes;
 use tracing::{info, warn};
 
 use super::export::{self, ExportError};
@@ -36,6 +37,10 @@ const SCHEMA_KEY: &str = "!schema";
 const REVISION_KEY: &str = "!revision";
 const EPOCH_KEY: &str = "!epoch";
 const SCHEMA: u64 = 1;
+
+/// What must be free for a commit: a batch is at most 2 MiB, and sled writes whole segments.
+const WRITE_ROOM: Bytes = Bytes::mib(8);
+const EXPORT_AGAIN: Duration = Duration::from_secs(60);
 
 const CACHE_BYTES: u64 = 64 << 20;
 const SEGMENT_BYTES: usize = 2 << 20;
@@ -62,7 +67,13 @@ pub enum OpenError {
         acknowledged: Revision,
         witness: PathBuf,
     },
-    #[error("store in {} has schema {found}, this program knows {SCHEMA}: upgrade it", folder.display())]
+    #[error(
+        "store in {} has schema {found}, this stokehold-scheduler ({}) knows {SCHEMA}: install the \
+         version that wrote it, or a later one. To go on with this one, move that folder away and run \
+         `stokehold-scheduler restore-store` with a file of the folder `exports` beside it that was \
+         made before the upgrade",
+        folder.display(), env!("CARGO_PKG_VERSION")
+    )]
     Schema { folder: PathBuf, found: u64 },
     #[error("open the store in {}", folder.display())]
     Io {
@@ -98,6 +109,8 @@ pub struct SledStore {
     epoch: Epoch,
     /// What the newest export of this process holds, and when it was written.
     exported: Option<(Revision, Instant)>,
+    /// When an export failed, until one is written.
+    export_failed: Option<Instant>,
 }
 
 impl SledStore {
@@ -184,6 +197,7 @@ impl SledStore {
             revision: Revision(0),
             epoch: Epoch(0),
             exported: None,
+            export_failed: None,
         };
         match store.number(SCHEMA_KEY)? {
             Some(SCHEMA) => {}
@@ -228,6 +242,8 @@ impl SledStore {
 
     /// Applies a batch and returns once it is on disk.
     fn apply(&mut self, batch: sled::Batch) -> Result<(), CommitError> {
+        // sled takes no write after one that failed: a full disk is not to reach it.
+        daemon::room::check(&self.folder, WRITE_ROOM, "data_dir")?;
         let written = self
             .tree
             .apply_batch(batch)
@@ -275,15 +291,22 @@ impl SledStore {
     /// store itself is whole.
     fn export(&mut self) {
         let written = match self.load() {
-            Ok(snapshot) => export::write(&self.exports, &snapshot).map_err(|e| e.to_string()),
+            Ok(snapshot) => export::write(&self.exports, &snapshot)
+                .map_err(|e| daemon::telemetry::Chain(&e).to_string()),
             Err(error) => Err(error.to_string()),
         };
         match written {
             Ok(path) => {
                 info!(export = %path.display(), revision = %self.revision, "store exported");
                 self.exported = Some((self.revision, Instant::now()));
+                self.export_failed = None;
             }
-            Err(error) => warn!(error, "store was not exported"),
+            Err(error) => {
+                if self.export_failed.is_none() {
+                    warn!(error, "store was not exported, trying again later");
+                }
+                self.export_failed = Some(Instant::now());
+            }
         }
     }
 }
@@ -342,7 +365,10 @@ impl Store for SledStore {
         let due = self.exported.is_none_or(|(exported, at)| {
             revision.0 - exported.0 >= COMMITS_PER_EXPORT || at.elapsed() >= EXPORT_INTERVAL
         });
-        if due {
+        let rests = self
+            .export_failed
+            .is_some_and(|at| at.elapsed() < EXPORT_AGAIN);
+        if due && !rests {
             self.export();
         }
         Ok(revision)

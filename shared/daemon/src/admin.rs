@@ -7,7 +7,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::{Method, Request, Response, StatusCode};
@@ -18,6 +17,8 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
+
+use crate::listen::ListenError;
 
 /// Scrapers are few.
 const MAX_CONNECTIONS: usize = 32;
@@ -34,34 +35,39 @@ pub fn readiness(why_not_yet: &str) -> (watch::Sender<Result<(), String>>, Readi
 /// Something that is wrong although the daemon may do its work, and how to mend it.
 pub type Remark = watch::Receiver<Option<String>>;
 
+/// The listener, before anything else is begun. `None` for `None`.
+pub async fn bind(listen: Option<SocketAddr>) -> Result<Option<TcpListener>, ListenError> {
+    let Some(listen) = listen else {
+        return Ok(None);
+    };
+    if !listen.ip().is_loopback() {
+        warn!(%listen, "metrics are served without a credential beyond this machine");
+    }
+    crate::listen::tcp(listen, "admin_listen").await.map(Some)
+}
+
 /// Serves until cancelled. `None` listens nowhere.
 pub async fn serve(
-    listen: Option<SocketAddr>,
+    listener: Option<TcpListener>,
     registry: Registry,
     ready: Readiness,
     cancel: CancellationToken,
 ) -> anyhow::Result<()> {
-    serve_with(listen, registry, ready, Vec::new(), cancel).await
+    serve_with(listener, registry, ready, Vec::new(), cancel).await
 }
 
 /// The same, with remarks that `/readyz` shows below its answer.
 pub async fn serve_with(
-    listen: Option<SocketAddr>,
+    listener: Option<TcpListener>,
     registry: Registry,
     ready: Readiness,
     remarks: Vec<Remark>,
     cancel: CancellationToken,
 ) -> anyhow::Result<()> {
-    let Some(listen) = listen else {
+    let Some(listener) = listener else {
         cancel.cancelled().await;
         return Ok(());
     };
-    if !listen.ip().is_loopback() {
-        warn!(%listen, "metrics are served without a credential beyond this machine");
-    }
-    let listener = TcpListener::bind(listen)
-        .await
-        .with_context(|| format!("listen on {listen} for metrics (admin_listen)"))?;
     info!(listen = %listener.local_addr()?, "serving metrics and health");
     let (registry, remarks) = (Arc::new(registry), Arc::new(remarks));
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));

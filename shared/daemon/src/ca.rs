@@ -81,6 +81,10 @@ impl CertificateAuthority {
             folder: shown.clone(),
             problem,
         };
+        files::read_key(&folder.join(KEY)).map_err(|source| CaError::Io {
+            folder: folder.join(KEY).display().to_string(),
+            source,
+        })?;
         let (certificate_pem, key_pem) = (read(CERTIFICATE)?, read(KEY)?);
         Self::from_pem(&certificate_pem, &key_pem, cluster).map_err(invalid)
     }

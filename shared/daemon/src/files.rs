@@ -50,6 +50,59 @@ pub fn private_dir(path: &Path, mode: u32) -> io::Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(mode))
 }
 
+/// Makes a private folder and finds out whether files can be written in it; nothing else is left.
+pub fn probe_private_dir(path: &Path) -> io::Result<()> {
+    let probe = path.join(format!(".probe.{}.tmp", std::process::id()));
+    private_dir(path, 0o700)
+        .and_then(|()| write_atomic(&probe, b"probe", 0o600))
+        .and_then(|()| fs::remove_file(&probe))
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::PermissionDenied => io::Error::new(
+                error.kind(),
+                format!("{error}: run this as the user that the daemon runs as, or with sudo"),
+            ),
+            _ => error,
+        })
+}
+
+/// Reads a file that holds a key. One that others can read or write is refused: whoever has read it
+/// stands for this daemon. The error says how to mend it.
+pub fn read_key(path: &Path) -> io::Result<Vec<u8>> {
+    let mode = match fs::metadata(path) {
+        Ok(metadata) => metadata.permissions().mode() & 0o7777,
+        Err(error) => return Err(explained(path, error)),
+    };
+    if mode & 0o077 != 0 {
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!(
+                "others can read or change it (mode {mode:04o}): chmod 600 {0}, and join this node \
+                 again if somebody may have read it",
+                path.display()
+            ),
+        ));
+    }
+    fs::read(path).map_err(|error| explained(path, error))
+}
+
+/// What is not ours to read, with the user that it should belong to.
+pub fn explained(path: &Path, error: io::Error) -> io::Error {
+    if error.kind() != io::ErrorKind::PermissionDenied {
+        return error;
+    }
+    let uid = nix::unistd::geteuid();
+    let user = nix::unistd::User::from_uid(uid).ok().flatten();
+    let user = user.map_or_else(|| uid.to_string(), |user| user.name);
+    io::Error::new(
+        error.kind(),
+        format!(
+            "{error}: this runs as user {user}, which may not read it; it and its folder must belong to \
+             that user: chown -R {user} {}",
+            path.parent().unwrap_or(path).display()
+        ),
+    )
+}
+
 fn invalid(problem: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, problem)
 }
@@ -57,6 +110,18 @@ fn invalid(problem: &str) -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_that_others_can_read_is_refused_with_its_mending() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("key.pem");
+        write_atomic(&path, b"key", 0o640).expect("write");
+        let error = read_key(&path).expect_err("refused").to_string();
+        assert!(error.contains("mode 0640"), "{error}");
+        assert!(error.contains(&format!("chmod 600 {}", path.display())), "{error}");
+        write_atomic(&path, b"key", 0o600).expect("write");
+        assert_eq!(read_key(&path).expect("read"), b"key");
+    }
 
     #[test]
     fn a_write_replaces_the_whole_file_with_the_mode_asked_for() {

@@ -95,7 +95,9 @@ const CA: &str = "ca.pem";
 
 impl Identity {
     pub fn load(folder: &Path) -> Result<Self, IdentityError> {
-        if !folder.join(CERTIFICATE).exists() {
+        // A folder that may not be looked into is not one without an identity.
+        let found = std::fs::metadata(folder.join(CERTIFICATE));
+        if found.is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
             return Err(IdentityError::Missing {
                 folder: folder.to_owned(),
             });
@@ -108,11 +110,14 @@ impl Identity {
         let issued = certificates(CERTIFICATE)?;
         let authorities = certificates(CA)?;
         let key_path = folder.join(KEY);
-        let key =
-            PrivateKeyDer::from_pem_slice(&read(&key_path)?).map_err(|e| IdentityError::Pem {
-                path: key_path,
-                problem: e.to_string(),
-            })?;
+        let key_pem = files::read_key(&key_path).map_err(|source| IdentityError::Read {
+            path: key_path.clone(),
+            source,
+        })?;
+        let key = PrivateKeyDer::from_pem_slice(&key_pem).map_err(|e| IdentityError::Pem {
+            path: key_path,
+            problem: e.to_string(),
+        })?;
         Self::of(issued, authorities, Arc::new(key))
     }
 
@@ -204,9 +209,9 @@ pub fn to_pem<'a>(certificates: impl IntoIterator<Item = &'a CertificateDer<'sta
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, IdentityError> {
-    std::fs::read(path).map_err(|source| IdentityError::Read {
+    std::fs::read(path).map_err(|error| IdentityError::Read {
         path: path.to_owned(),
-        source,
+        source: files::explained(path, error),
     })
 }
 

@@ -73,6 +73,13 @@ pub async fn join(
     names: &[String],
     pki_dir: &Path,
 ) -> Result<JoinReply, JoinError> {
+    // The token is good for one time: what cannot be kept must not be asked for.
+    files::probe_private_dir(pki_dir).map_err(|source| {
+        JoinError::Save(IdentityError::Write {
+            path: pki_dir.to_owned(),
+            source,
+        })
+    })?;
     let request = new_request();
     let body = JoinRequest {
         token_id: token.id.clone(),

@@ -12,6 +12,8 @@
 //! | [`identity`], [`ca`], [`tls`], [`join`] | certificates: who is who, and how a node becomes someone |
 //! | [`credentials`], [`renew`] | the certificate in use, and how it is renewed |
 //! | [`quic`], [`link`] | frames on QUIC; the session that comes back by itself |
+//! | [`listen`] | listening sockets, and who holds a port that is taken |
+//! | [`room`] | free space on disks |
 //! | [`http`] | HTTPS listeners with their limits |
 //! | [`exit`] | how a program ends: a message and a code |
 
@@ -25,10 +27,12 @@ pub mod http;
 pub mod identity;
 pub mod join;
 pub mod link;
+pub mod listen;
 pub mod notify;
 pub mod owner;
 pub mod quic;
 pub mod renew;
+pub mod room;
 pub mod scheduler_call;
 pub mod tasks;
 pub mod telemetry;

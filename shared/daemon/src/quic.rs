@@ -67,6 +67,19 @@ pub fn server_endpoint(
     listen: SocketAddr,
     holder: &impl Holder,
 ) -> Result<Endpoint, EndpointError> {
+    let socket = std::net::UdpSocket::bind(listen)
+        .map_err(|source| EndpointError::Bind { listen, source })?;
+    server_endpoint_on(socket, holder)
+}
+
+/// The same on a socket that is bound already.
+pub fn server_endpoint_on(
+    socket: std::net::UdpSocket,
+    holder: &impl Holder,
+) -> Result<Endpoint, EndpointError> {
+    let listen = socket
+        .local_addr()
+        .unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0)));
     let identity = holder.credentials()?.identity();
     let tls = tls::mutual_server(holder, &[ALPN])?;
     let crypto =
@@ -78,7 +91,6 @@ pub fn server_endpoint(
         .incoming_buffer_size(64 << 10)
         .incoming_buffer_size_total(4 << 20);
     let bind = |source| EndpointError::Bind { listen, source };
-    let socket = std::net::UdpSocket::bind(listen).map_err(bind)?;
     let runtime = quinn::default_runtime()
         .ok_or_else(|| bind(io::Error::other("no async runtime is running")))?;
     Endpoint::new(restartable(&identity), Some(config), socket, runtime).map_err(bind)

@@ -12,6 +12,7 @@ use tracing_subscriber::EnvFilter;
 pub struct LogConfig {
     /// `error`, `warn`, `info`, `debug` or `trace`, or directives such as `info,agent=debug`.
     /// Default: info. The environment variable `STOKEHOLD_LOG` wins.
+    #[serde(deserialize_with = "level")]
     pub level: String,
     /// `text` or `json` (one object a line). Default: text.
     pub format: LogFormat,
@@ -32,6 +33,23 @@ impl Default for LogConfig {
             format: LogFormat::Text,
         }
     }
+}
+
+/// A bare word that is no level would silently be taken for a module, and nothing be logged.
+fn level<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let levels = ["error", "warn", "info", "debug", "trace", "off"];
+    let stray = text
+        .split(',')
+        .map(str::trim)
+        .find(|part| !part.contains('=') && !levels.contains(&part.to_ascii_lowercase().as_str()));
+    if stray.is_some() || EnvFilter::try_new(&text).is_err() {
+        return Err(serde::de::Error::custom(format!(
+            "{text:?} is no level: expected error, warn, info, debug or trace, or directives such as \
+             \"info,agent=debug\""
+        )));
+    }
+    Ok(text)
 }
 
 /// Starts logging for this process. Later calls do nothing (tests start several daemons).
@@ -64,5 +82,22 @@ impl fmt::Display for Chain<'_> {
             cause = error.source();
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_that_is_no_level_is_refused_as_it_would_silence_everything() {
+        let read = |level: &str| toml::from_str::<LogConfig>(&format!("level = {level:?}"));
+        for good in ["info", "warn,agent=debug", "off"] {
+            assert_eq!(read(good).expect("valid").level, good);
+        }
+        for bad in ["warning", "verbose", "", "info,agent=loud"] {
+            let error = read(bad).expect_err(bad).to_string();
+            assert!(error.contains("info,agent=debug"), "{error}");
+        }
     }
 }

@@ -1,4 +1,6 @@
 //! `~/.config/stokehold/config.toml`: contexts by name, and which is current.
+//!
+//! A file without `version` is of version 1, the only one so far; a later one is refused as a whole.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -28,8 +30,17 @@ pub(crate) struct ContextFile {
     pub(crate) contexts: BTreeMap<String, Context>,
 }
 
+const VERSION: u32 = 1;
+
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ContextFileError {
+    #[error(
+        "{} has version {found}, this stokehold ({}) knows {VERSION}: use the version that wrote it, or \
+         a later one; or move that file away and set the contexts anew (`stokehold context set`). \
+         Nothing was changed",
+        path.display(), env!("CARGO_PKG_VERSION")
+    )]
+    Newer { path: PathBuf, found: u32 },
     #[error("no home folder: set HOME or XDG_CONFIG_HOME")]
     NoHome,
     #[error("read contexts")]
@@ -57,7 +68,9 @@ pub(crate) fn folder() -> Result<PathBuf, ContextFileError> {
 
 impl ContextFile {
     pub(crate) fn load(folder: &Path) -> Result<Self, ContextFileError> {
-        Ok(daemon::config::load(&folder.join("config.toml"), false)?)
+        let path = folder.join("config.toml");
+        check_version(&path)?;
+        Ok(daemon::config::load(&path, false)?)
     }
 
     pub(crate) fn save(&self, folder: &Path) -> Result<(), ContextFileError> {
@@ -66,6 +79,24 @@ impl ContextFile {
         daemon::files::private_dir(folder, 0o700)
             .and_then(|()| daemon::files::write_atomic(&path, text.as_bytes(), 0o600))
             .map_err(|source| ContextFileError::Write { path, source })
+    }
+}
+
+/// What else is wrong with the file is told by whoever reads it.
+fn check_version(path: &Path) -> Result<(), ContextFileError> {
+    #[derive(Deserialize)]
+    struct Head {
+        version: Option<u32>,
+    }
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    match toml::from_str::<Head>(&text) {
+        Ok(Head {
+            version: Some(found),
+        }) if found > VERSION => Err(ContextFileError::Newer {
+            path: path.to_owned(),
+            found,
+        }),
+        Ok(_) | Err(_) => Ok(()),
     }
 }
 
@@ -106,6 +137,17 @@ mod tests {
             ContextFile::load(home.path()).expect("empty"),
             ContextFile::default()
         );
+    }
+
+    #[test]
+    fn a_file_of_a_later_version_is_refused_and_left_as_it_is() {
+        let home = tempfile::tempdir().expect("folder");
+        let path = home.path().join("config.toml");
+        let later = "version = 2\n[clusters]\n";
+        std::fs::write(&path, later).expect("write");
+        let text = ContextFile::load(home.path()).expect_err("refused").to_string();
+        assert!(text.contains("version 2") && text.contains("knows 1"), "{text}");
+        assert_eq!(std::fs::read_to_string(&path).expect("kept"), later);
     }
 
     #[test]

@@ -127,10 +127,15 @@ pub(crate) struct DownArgs {
 pub(crate) fn up(args: UpArgs, output: &Output) -> anyhow::Result<()> {
     require_root("up")?;
     let layout = Layout::of(&args.data)?;
+    state::Record::check_version(&layout)?;
     if let Some(record) = state::running(&layout)? {
         return detach::already_up(&layout, record, &args, output);
     }
     if !args.supervise {
+        // Of a first start that cannot be, nothing is left: no folder is made before this.
+        if !layout.is_ours() {
+            supervise::require(&plan::Plan::new(&layout, &args)?)?;
+        }
         state::claim(&layout)?;
     }
     if args.detach && !args.supervise {
@@ -143,6 +148,7 @@ pub(crate) fn up(args: UpArgs, output: &Output) -> anyhow::Result<()> {
 pub(crate) fn down(args: &DownArgs, output: &Output) -> anyhow::Result<()> {
     require_root("down")?;
     let layout = Layout::of(&args.data)?;
+    state::Record::check_version(&layout)?;
     let runtime = crate::commands::runtime()?;
     runtime.block_on(down::run(&layout, args.keep_data, output))
 }

@@ -5,6 +5,8 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
+use daemon::listen::{Transport, holder};
+
 use super::accounts::Account;
 use super::plan::{Containerd, Plan};
 use super::{mounts, programs};
@@ -123,22 +125,29 @@ fn ports(missing: &mut Vec<String>, plan: &Plan) {
         local(ports.metrics[2]),
     ];
     for address in tcp {
-        note_port(
-            missing,
-            "TCP",
-            address,
-            TcpListener::bind(address).map(drop),
-        );
+        let bound = TcpListener::bind(address).map(drop);
+        note_port(missing, Transport::Tcp, address, bound);
     }
     let quic = plan.listening(ports.scheduler);
-    note_port(missing, "UDP", quic, UdpSocket::bind(quic).map(drop));
+    let bound = UdpSocket::bind(quic).map(drop);
+    note_port(missing, Transport::Udp, quic, bound);
 }
 
-fn note_port(missing: &mut Vec<String>, kind: &str, address: SocketAddr, bound: io::Result<()>) {
+fn note_port(
+    missing: &mut Vec<String>,
+    kind: Transport,
+    address: SocketAddr,
+    bound: io::Result<()>,
+) {
     if let Err(error) = bound {
         missing.push(match error.kind() {
             io::ErrorKind::AddrInUse => format!(
-                "{kind} {address} is in use by another program: choose others with --port-base"
+                "{kind} {address} is held by {}: stop that, or choose other ports with --port-base",
+                holder(kind, address.port())
+            ),
+            io::ErrorKind::AddrNotAvailable => format!(
+                "cannot listen on {kind} {address}: no interface of this machine has that address; \
+                 give another with --listen"
             ),
             _ => format!("cannot listen on {kind} {address}: {error}"),
         });
@@ -177,17 +186,14 @@ mod tests {
         let taken = TcpListener::bind("127.0.0.1:0").expect("bind");
         let address = taken.local_addr().expect("address");
         let mut missing = Vec::new();
-        note_port(
-            &mut missing,
-            "TCP",
-            address,
-            TcpListener::bind(address).map(drop),
+        let bound = TcpListener::bind(address).map(drop);
+        note_port(&mut missing, Transport::Tcp, address, bound);
+        let said = missing.concat();
+        let me = format!("(process {})", std::process::id());
+        assert!(
+            said.starts_with(&format!("TCP {address} is held by ")) && said.contains(&me),
+            "{said}"
         );
-        assert_eq!(
-            missing,
-            [format!(
-                "TCP {address} is in use by another program: choose others with --port-base"
-            )]
-        );
+        assert!(said.ends_with("choose other ports with --port-base"), "{said}");
     }
 }

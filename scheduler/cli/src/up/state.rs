@@ -55,6 +55,28 @@ impl Record {
         (record.version == VERSION).then_some(record)
     }
 
+    /// Refuses the record of a later version, before anything is changed: this program would not know
+    /// all that belongs to it.
+    pub(super) fn check_version(layout: &Layout) -> Result<(), Stop> {
+        #[derive(Deserialize)]
+        struct Head {
+            version: u32,
+        }
+        let path = layout.state_file();
+        let head = std::fs::read(&path)
+            .ok()
+            .and_then(|text| serde_json::from_slice::<Head>(&text).ok());
+        match head {
+            Some(Head { version }) if version > VERSION => Err(Stop::Usage(format!(
+                "{} has version {version}, this stokehold ({}) knows {VERSION}: use the version that \
+                 wrote it, or a later one. Nothing was changed",
+                path.display(),
+                env!("CARGO_PKG_VERSION")
+            ))),
+            Some(_) | None => Ok(()),
+        }
+    }
+
     pub(super) fn save(&self, layout: &Layout) -> anyhow::Result<()> {
         let json = serde_json::to_vec_pretty(self).expect("a record is plain");
         let path = layout.state_file();
@@ -157,6 +179,22 @@ mod tests {
         claim(&layout).expect("nothing is in its way");
         std::fs::create_dir(&models).expect("folder");
         claim(&layout).expect("ours by now");
+    }
+
+    #[test]
+    fn the_record_of_a_later_version_is_refused() {
+        let folder = tempfile::tempdir().expect("folder");
+        let layout = layout(&folder);
+        Record::check_version(&layout).expect("none");
+        for strange in ["", "{}", "{\"version\":1}"] {
+            std::fs::write(layout.state_file(), strange).expect("write");
+            Record::check_version(&layout).expect("not a later one");
+        }
+        std::fs::write(layout.state_file(), "{\"version\":2,\"new\":[]}").expect("write");
+        let text = Record::check_version(&layout)
+            .expect_err("refused")
+            .to_string();
+        assert!(text.contains("version 2") && text.contains("knows 1"), "{text}");
     }
 
     #[test]

@@ -48,10 +48,7 @@ pub(super) async fn run(layout: &Layout, args: &UpArgs, output: &Output) -> anyh
             stale.join(", ")
         ));
     }
-    let missing = prerequisites::check(&plan);
-    if !missing.is_empty() {
-        return Err(Stop::Usage(format!("cannot start:\n  {}", missing.join("\n  "))).into());
-    }
+    require(&plan)?;
     start::prepare(&plan)?;
 
     let mut instance = Instance {
@@ -76,6 +73,18 @@ pub(super) async fn run(layout: &Layout, args: &UpArgs, output: &Output) -> anyh
         ));
     }
     outcome
+}
+
+/// What must be there before anything is made or started.
+pub(super) fn require(plan: &Plan) -> Result<(), Stop> {
+    let missing = prerequisites::check(plan);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(Stop::Usage(format!(
+        "cannot start:\n  {}",
+        missing.join("\n  ")
+    )))
 }
 
 struct Instance {

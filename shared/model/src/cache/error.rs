@@ -43,6 +43,15 @@ pub enum OpenError {
         path: PathBuf,
         problem: &'static str,
     },
+    #[error(
+        "model cache {path:?} has format {found}, this program ({}) knows {known}: install the version that wrote it, or a later one. It is left as it is. To go on with this one, move that folder away: models are fetched again",
+        env!("CARGO_PKG_VERSION")
+    )]
+    Newer {
+        path: PathBuf,
+        found: u32,
+        known: u32,
+    },
     #[error(transparent)]
     File(#[from] FileError),
 }

@@ -19,6 +19,9 @@ use super::table::{Table, ViewRecord};
 pub(super) const OBJECTS: &str = "objects";
 pub(super) const VIEWS: &str = "views";
 pub(super) const TMP: &str = "tmp";
+/// Holds the version of the folder's form as text; absent in folders of before there were versions.
+const FORMAT_FILE: &str = "format";
+const FORMAT: u32 = 1;
 
 pub(super) struct Opened {
     /// Free of links.
@@ -37,6 +40,7 @@ pub(super) fn open(folder: &Path) -> Result<Opened, OpenError> {
     let folder = fs::canonicalize(folder).map_err(FileError::of("look at", folder))?;
     check_own(&folder)?;
     let lock = take_lock(&folder)?;
+    check_format(&folder)?;
     for name in [OBJECTS, VIEWS, TMP] {
         let path = folder.join(name);
         match DirBuilder::new().mode(0o700).create(&path) {
@@ -85,6 +89,30 @@ fn check_own(path: &Path) -> Result<(), OpenError> {
         path: path.to_owned(),
         problem,
     })
+}
+
+/// Before anything is made, moved or cleared away.
+fn check_format(folder: &Path) -> Result<(), OpenError> {
+    let path = folder.join(FORMAT_FILE);
+    match fs::read_to_string(&path) {
+        Ok(text) => {
+            let found = text.trim().parse().unwrap_or(u32::MAX);
+            if found > FORMAT {
+                return Err(OpenError::Newer {
+                    path: folder.to_owned(),
+                    found,
+                    known: FORMAT,
+                });
+            }
+            Ok(())
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            // A disk without room for two bytes is found full by whoever needs more.
+            let _ = fs::write(&path, format!("{FORMAT}\n"));
+            Ok(())
+        }
+        Err(e) => Err(FileError::of("read", &path)(e).into()),
+    }
 }
 
 fn take_lock(folder: &Path) -> Result<Flock<File>, OpenError> {
