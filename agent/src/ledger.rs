@@ -395,7 +395,10 @@ mod tests {
         let later = r#"{"version":9,"plan":"of another form"}"#;
         std::fs::write(folder.path().join(FILE), later).expect("write");
         let error = path.open().expect_err("refused").to_string();
-        assert!(error.contains("version 9") && error.contains("knows 1"), "{error}");
+        assert!(
+            error.contains("version 9") && error.contains("knows 1"),
+            "{error}"
+        );
         let kept = std::fs::read_to_string(folder.path().join(FILE)).expect("kept");
         assert_eq!(kept, later);
         assert_eq!(std::fs::read_dir(folder.path()).expect("list").count(), 1);

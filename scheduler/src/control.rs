@@ -279,11 +279,7 @@ impl Control {
 
     /// Whether it is done; not when the scheduler is stopped while it waits. On a disk without room
     /// the commit waits: whoever asked waits with it, gateways and agents go on with what they have.
-    async fn commit(
-        &self,
-        round: &mut Round,
-        cancel: &CancellationToken,
-    ) -> anyhow::Result<bool> {
+    async fn commit(&self, round: &mut Round, cancel: &CancellationToken) -> anyhow::Result<bool> {
         let writes = std::mem::take(&mut round.writes);
         if writes.is_empty() {
             return Ok(true);

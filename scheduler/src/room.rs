@@ -175,7 +175,10 @@ mod tests {
         let (room, _keeper) = open(folder.path()).expect("room");
         assert_eq!(room.for_change(1 << 10), Ok(()));
         let reserve = folder.path().join(RESERVE_FILE);
-        assert_eq!(std::fs::metadata(reserve).expect("made").len(), RESERVE.get());
+        assert_eq!(
+            std::fs::metadata(reserve).expect("made").len(),
+            RESERVE.get()
+        );
         let refused = room.for_change(u64::MAX).expect_err("no disk has it");
         assert!(refused.to_string().contains("`data_dir`"), "{refused}");
     }

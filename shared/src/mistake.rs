@@ -251,11 +251,17 @@ mod tests {
     fn a_value_is_told_by_what_was_found_and_what_is_wanted() {
         let said = |key, message| of_value(key, message, Notation::Toml);
         assert_eq!(
-            said("lease_seconds", r#"invalid type: string "2m", expected u64"#),
+            said(
+                "lease_seconds",
+                r#"invalid type: string "2m", expected u64"#
+            ),
             r#"found the text "2m", expected a whole number of seconds, such as lease_seconds = 120"#
         );
         assert_eq!(
-            said("listen", "invalid type: integer `7443`, expected socket address"),
+            said(
+                "listen",
+                "invalid type: integer `7443`, expected socket address"
+            ),
             "found the number 7443, expected an address with a port, such as listen = \"127.0.0.1:7443\""
         );
         assert_eq!(

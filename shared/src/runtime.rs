@@ -21,11 +21,16 @@ const FIRST_PORT: u16 = 1024;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RuntimeTemplate {
+    /// What `--runtime` and the scheduler call it.
     pub name: RuntimeName,
+    /// The image of its replicas, imported with `stokehold image import`.
     pub image: ImageRef,
+    /// The program and its arguments: a list, no shell is involved.
     pub command: Vec<String>,
+    /// What is spoken on the replica's socket.
     #[serde(default)]
     pub protocol: Protocol,
+    /// How the gateway reaches the replica.
     #[serde(default)]
     pub transport: Transport,
     /// For `transport = "tcp"`, and only for that: where the replica listens, on 0.0.0.0.
@@ -37,11 +42,13 @@ pub struct RuntimeTemplate {
     /// Where the model is mounted, read-only.
     #[serde(default = "default_model_mount")]
     pub model_mount: String,
+    /// Where requests go on the replica.
     #[serde(default = "default_invocations_path")]
     pub invocations_path: String,
+    /// What asks a replica to end. Change it for a server that ends well on another one.
     #[serde(default = "default_stop_signal")]
     pub stop_signal: String,
-    /// Between the stop signal and SIGKILL.
+    /// Between the stop signal and SIGKILL. Raise it where requests take longer.
     #[serde(default = "default_stop_grace")]
     pub stop_grace_seconds: u32,
     /// Size of `/dev/shm`.
@@ -50,6 +57,7 @@ pub struct RuntimeTemplate {
     /// Size of the tmpfs on `/tmp`.
     #[serde(default = "default_tmp")]
     pub tmp_bytes: u64,
+    /// Variables of the process; a served entity's own win.
     #[serde(default)]
     pub environment: BTreeMap<String, String>,
     pub health: HealthProbe,
@@ -80,6 +88,7 @@ pub enum Transport {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HealthProbe {
+    /// Asked with GET; an answer with status 200 is healthy.
     pub path: String,
     /// Between probes until the first success.
     #[serde(default = "default_interval")]
@@ -87,12 +96,13 @@ pub struct HealthProbe {
     /// Between probes after it.
     #[serde(default = "default_period")]
     pub period_ms: u32,
+    /// A probe without an answer after this has failed.
     #[serde(default = "default_timeout")]
     pub timeout_ms: u32,
     /// This many failures in a row make a healthy replica unhealthy.
     #[serde(default = "default_failures")]
     pub failures: u32,
-    /// A replica that is not healthy this long after its start has failed.
+    /// A replica that is not healthy this long after its start has failed. Raise it for large models.
     #[serde(default = "default_start_deadline")]
     pub start_deadline_seconds: u32,
 }

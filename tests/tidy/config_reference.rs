@@ -83,12 +83,21 @@ fn reference() -> String {
     ]);
     let mut text = INTRODUCTION.to_owned();
     for (title, daemon, source) in [
-        ("stokehold-scheduler", "scheduler", "scheduler/src/config.rs"),
+        (
+            "stokehold-scheduler",
+            "scheduler",
+            "scheduler/src/config.rs",
+        ),
         ("stokehold-agent", "agent", "agent/src/config.rs"),
-        ("stokehold-gateway", "gateway", "agent/gateway/src/config.rs"),
+        (
+            "stokehold-gateway",
+            "gateway",
+            "agent/gateway/src/config.rs",
+        ),
     ] {
-        let example = std::fs::read_to_string(root().join(format!("packaging/config/{daemon}.toml")))
-            .expect("example");
+        let example =
+            std::fs::read_to_string(root().join(format!("packaging/config/{daemon}.toml")))
+                .expect("example");
         let defaults = Defaults::of_example(&example);
         write!(
             text,
@@ -138,9 +147,13 @@ impl Defaults {
             if let Some(name) = line.strip_prefix('[').and_then(|l| l.strip_suffix(']')) {
                 table = format!("{name}.");
             } else if let Some((key, value)) = line.split_once(" = ")
-                && key.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+                && key
+                    .bytes()
+                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
             {
-                found.values.insert(format!("{table}{key}"), value.to_owned());
+                found
+                    .values
+                    .insert(format!("{table}{key}"), value.to_owned());
             }
         }
         found
@@ -173,7 +186,8 @@ impl Defaults {
                     self.values.insert(format!("{prefix}{key}"), "none".into());
                 }
                 value if !given.contains_key(key) => {
-                    self.values.insert(format!("{prefix}{key}"), value.to_string());
+                    self.values
+                        .insert(format!("{prefix}{key}"), value.to_string());
                 }
                 _ => {}
             }
@@ -224,7 +238,11 @@ impl Sources {
     }
 
     /// The one that a file means: its own, or else the only one of that name.
-    fn find<'a, T>(items: &'a [(PathBuf, T)], file: &Path, is: impl Fn(&T) -> bool) -> Option<&'a T> {
+    fn find<'a, T>(
+        items: &'a [(PathBuf, T)],
+        file: &Path,
+        is: impl Fn(&T) -> bool,
+    ) -> Option<&'a T> {
         let named = || items.iter().filter(|(_, item)| is(item));
         named()
             .find(|(path, _)| path == file)
@@ -237,7 +255,14 @@ impl Sources {
     }
 
     /// A table of a struct's keys, then those of the structs in it.
-    fn table(&self, text: &mut String, source: &str, name: &str, prefix: &str, defaults: &Defaults) {
+    fn table(
+        &self,
+        text: &mut String,
+        source: &str,
+        name: &str,
+        prefix: &str,
+        defaults: &Defaults,
+    ) {
         let file = Path::new(source);
         let item = self
             .structure(file, name)
@@ -274,13 +299,22 @@ impl Sources {
                 Some(value) => (format!("`{value}`"), without_default(&said).0),
                 None => {
                     let (rest, default) = without_default(&said);
-                    let must = if defaults.is_template { "must be given" } else { "none" };
+                    let must = if defaults.is_template {
+                        "must be given"
+                    } else {
+                        "none"
+                    };
                     (default.unwrap_or_else(|| must.to_owned()), rest)
                 }
             };
             let value = self.kind(file, &key, &field.ty);
-            writeln!(text, "| `{key}` | {value} | {} | {} |", cell(&default), cell(&meaning))
-                .expect("a String");
+            writeln!(
+                text,
+                "| `{key}` | {value} | {} | {} |",
+                cell(&default),
+                cell(&meaning)
+            )
+            .expect("a String");
         }
         for (path, name) in below {
             self.table(text, source, &name, &path, defaults);
@@ -350,7 +384,10 @@ impl Sources {
             }
             for field in &item.fields {
                 let name = field.attrs.iter().find_map(env_of);
-                let flag = field.ident.as_ref().map(|i| i.to_string().replace('_', "-"));
+                let flag = field
+                    .ident
+                    .as_ref()
+                    .map(|i| i.to_string().replace('_', "-"));
                 if let (Some(name), Some(flag)) = (name, flag) {
                     let said = format!("As `--{flag}`: {}", docs(&field.attrs));
                     rows.insert(name, ("stokehold".to_owned(), said));
@@ -456,7 +493,9 @@ fn without_default(text: &str) -> (String, Option<String>) {
 
 /// As it stands in a table's cell.
 fn cell(text: &str) -> String {
-    text.replace('|', "\\|").replace("[`", "`").replace("`]", "`")
+    text.replace('|', "\\|")
+        .replace("[`", "`")
+        .replace("`]", "`")
 }
 
 /// `Option<Vec<PathBuf>>` as text.

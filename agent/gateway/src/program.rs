@@ -251,9 +251,7 @@ async fn listen(config: &Config, credentials: &Credentials) -> anyhow::Result<Li
         (Some(certificate), Some(key)) => tls::https_server_from_pem(certificate, key)?,
         _ => tls::https_server(credentials)?,
     };
-    let bind = async |address, key: &str| {
-        daemon::listen::tcp(address, key).await
-    };
+    let bind = async |address, key: &str| daemon::listen::tcp(address, key).await;
     let limits = HttpLimits {
         drain: config.limits.drain(),
         ..HttpLimits::default()

@@ -142,13 +142,18 @@ pub(crate) async fn run(
         let problem = saved.err().map(|error| Chain(&error).to_string());
         match &problem {
             Some(problem) if !failing => {
-                error!(error = problem, "routes were not written to disk, trying on");
+                error!(
+                    error = problem,
+                    "routes were not written to disk, trying on"
+                );
             }
             Some(_) => {}
             None if failing => info!("routes are written to disk again"),
             None => {}
         }
-        trouble.send_replace(problem);
+        trouble.send_replace(problem.map(|problem| {
+            format!("a restart without a scheduler would serve older routes: {problem}")
+        }));
     }
 }
 
@@ -196,7 +201,10 @@ mod tests {
         bytes.extend(Format { format: 9 }.encode_to_vec());
         std::fs::write(&path, &bytes).expect("write");
         let error = load(folder.path()).expect_err("refused").to_string();
-        assert!(error.contains("format 9") && error.contains("knows 1"), "{error}");
+        assert!(
+            error.contains("format 9") && error.contains("knows 1"),
+            "{error}"
+        );
         assert_eq!(std::fs::read(&path).expect("kept"), bytes);
     }
 
@@ -211,7 +219,10 @@ mod tests {
         send.send_replace(Some(Arc::new(routes(3))));
         said.changed().await.expect("said");
         let text = said.borrow_and_update().clone().expect("trouble");
-        assert!(text.contains("gone/routes.pb") && text.contains("bytes"), "{text}");
+        assert!(
+            text.contains("gone/routes.pb") && text.contains("bytes"),
+            "{text}"
+        );
         std::fs::create_dir(&inside).expect("made");
         said.wait_for(Option::is_none).await.expect("written");
         assert_eq!(load(&inside).expect("readable"), Some(routes(3)));

@@ -61,9 +61,10 @@ impl<T: DeserializeOwned + Default + Serialize> FromRequest<Api> for Lenient<T> 
 }
 
 fn misspelt<T: Default + Serialize>(bytes: &[u8]) -> Result<(), Refusal> {
-    let (Ok(serde_json::Value::Object(known)), Ok(serde_json::Value::Object(sent))) =
-        (serde_json::to_value(T::default()), serde_json::from_slice(bytes))
-    else {
+    let (Ok(serde_json::Value::Object(known)), Ok(serde_json::Value::Object(sent))) = (
+        serde_json::to_value(T::default()),
+        serde_json::from_slice(bytes),
+    ) else {
         return Ok(());
     };
     let unknown = sent.keys().filter(|field| !known.contains_key(*field));
@@ -172,8 +173,14 @@ pub(super) fn wrong(path: &str, problem: &serde_json::Error) -> Refusal {
     let place = if whole { "the request's body" } else { path };
     if let Some((written, known)) = mistake::unknown_field(&said) {
         // The path is the object's, or the field's own.
-        let object = path.strip_suffix(written).map_or(place, |p| p.trim_end_matches('.'));
-        let object = if object.is_empty() { "the request's body" } else { object };
+        let object = path
+            .strip_suffix(written)
+            .map_or(place, |p| p.trim_end_matches('.'));
+        let object = if object.is_empty() {
+            "the request's body"
+        } else {
+            object
+        };
         let hint = mistake::of_unknown(written, &known);
         return Refusal(ApiError::invalid(format!(
             "{object}: there is no field `{written}`: {hint}"
@@ -208,7 +215,10 @@ mod tests {
     fn of_fields_that_are_passed_over_a_misspelt_one_is_told() {
         let check = |body: &str| misspelt::<CreateEndpoint>(body.as_bytes());
         let refused = check(r#"{"name":"e","confg":{}}"#).expect_err("misspelt").0;
-        assert!(refused.message.contains("did you mean `config`?"), "{refused}");
+        assert!(
+            refused.message.contains("did you mean `config`?"),
+            "{refused}"
+        );
         assert!(check(r#"{"name":"e","config":null,"workspace_url":"x"}"#).is_ok());
     }
 
@@ -229,14 +239,19 @@ mod tests {
             ),
             "{message}"
         );
-        let body = br#"{"name":"e","config":{"served_entities":[{"stokehold":{"min_replica":1}}]}}"#;
-        let refused = parse::<CreateEndpoint>(body).expect_err("a misspelt field").0;
+        let body =
+            br#"{"name":"e","config":{"served_entities":[{"stokehold":{"min_replica":1}}]}}"#;
+        let refused = parse::<CreateEndpoint>(body)
+            .expect_err("a misspelt field")
+            .0;
         assert_eq!(
             refused.message,
             "config.served_entities[0].stokehold: there is no field `min_replica`: did you mean \
              `min_replicas`?"
         );
-        let refused = parse::<CreateEndpoint>(b"{\"name\": e}").expect_err("no JSON").0;
+        let refused = parse::<CreateEndpoint>(b"{\"name\": e}")
+            .expect_err("no JSON")
+            .0;
         assert!(refused.message.contains("this is not JSON"), "{refused}");
         let refused = parse::<CreateEndpoint>(b"{} x").expect_err("no name").0;
         assert!(refused.message.contains("name"), "{refused}");

@@ -228,7 +228,10 @@ async fn no_route(method: Method, uri: Uri) -> Refusal {
 /// question takes none, and sending a node away must always be possible.
 async fn with_room(State(api): State<Api>, request: Request, next: Next) -> Response {
     let path = request.uri().path();
-    let brings = matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH);
+    let brings = matches!(
+        *request.method(),
+        Method::POST | Method::PUT | Method::PATCH
+    );
     let takes_none = path.ends_with("/chunks/missing") || path.ends_with("/revoke");
     if brings && !takes_none {
         let length = request.headers().get(header::CONTENT_LENGTH);

@@ -118,7 +118,10 @@ mod tests {
         write_atomic(&path, b"key", 0o640).expect("write");
         let error = read_key(&path).expect_err("refused").to_string();
         assert!(error.contains("mode 0640"), "{error}");
-        assert!(error.contains(&format!("chmod 600 {}", path.display())), "{error}");
+        assert!(
+            error.contains(&format!("chmod 600 {}", path.display())),
+            "{error}"
+        );
         write_atomic(&path, b"key", 0o600).expect("write");
         assert_eq!(read_key(&path).expect("read"), b"key");
     }

@@ -77,9 +77,14 @@ fn advice(source: &io::Error, key: &str, transport: Transport, address: SocketAd
 /// Who holds a local port, as well as can be found out: other users' processes are known to root only.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Holder {
-    Process { name: String, pid: u32 },
+    Process {
+        name: String,
+        pid: u32,
+    },
     /// Of the socket its user is known to everybody.
-    User { uid: u32 },
+    User {
+        uid: u32,
+    },
     Unknown,
 }
 
@@ -202,7 +207,10 @@ mod tests {
     #[tokio::test]
     async fn an_address_that_is_not_ours_is_told_as_such() {
         let address = "192.0.2.1:7443".parse().expect("address");
-        let text = tcp(address, "listen").await.expect_err("no such").to_string();
+        let text = tcp(address, "listen")
+            .await
+            .expect_err("no such")
+            .to_string();
         assert!(text.contains("no interface of this machine"), "{text}");
     }
 
@@ -214,7 +222,10 @@ mod tests {
             2: garbage\n";
         assert_eq!(
             sockets(table, Transport::Tcp, 7443),
-            [Socket { inode: 4711, uid: 997 }]
+            [Socket {
+                inode: 4711,
+                uid: 997
+            }]
         );
         assert_eq!(sockets(table, Transport::Tcp, 7444), []);
     }

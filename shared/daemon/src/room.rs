@@ -53,10 +53,17 @@ mod tests {
     fn too_little_room_names_the_folder_the_need_and_the_key() {
         let folder = tempfile::tempdir().expect("folder");
         check(folder.path(), Bytes(1), "data_dir").expect("a byte is free");
-        let refused = check(folder.path(), Bytes(u64::MAX), "data_dir").expect_err("no disk has it");
+        let refused =
+            check(folder.path(), Bytes(u64::MAX), "data_dir").expect_err("no disk has it");
         let text = refused.to_string();
-        assert!(text.contains(&folder.path().display().to_string()), "{text}");
-        assert!(text.contains("`data_dir`") && text.contains("are needed"), "{text}");
+        assert!(
+            text.contains(&folder.path().display().to_string()),
+            "{text}"
+        );
+        assert!(
+            text.contains("`data_dir`") && text.contains("are needed"),
+            "{text}"
+        );
         check(Path::new("/nonexistent"), Bytes(1), "data_dir").expect("not known to be full");
     }
 }

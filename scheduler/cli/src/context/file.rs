@@ -145,8 +145,13 @@ mod tests {
         let path = home.path().join("config.toml");
         let later = "version = 2\n[clusters]\n";
         std::fs::write(&path, later).expect("write");
-        let text = ContextFile::load(home.path()).expect_err("refused").to_string();
-        assert!(text.contains("version 2") && text.contains("knows 1"), "{text}");
+        let text = ContextFile::load(home.path())
+            .expect_err("refused")
+            .to_string();
+        assert!(
+            text.contains("version 2") && text.contains("knows 1"),
+            "{text}"
+        );
         assert_eq!(std::fs::read_to_string(&path).expect("kept"), later);
     }
 

@@ -194,6 +194,9 @@ mod tests {
             said.starts_with(&format!("TCP {address} is held by ")) && said.contains(&me),
             "{said}"
         );
-        assert!(said.ends_with("choose other ports with --port-base"), "{said}");
+        assert!(
+            said.ends_with("choose other ports with --port-base"),
+            "{said}"
+        );
     }
 }

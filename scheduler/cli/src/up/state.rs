@@ -194,7 +194,10 @@ mod tests {
         let text = Record::check_version(&layout)
             .expect_err("refused")
             .to_string();
-        assert!(text.contains("version 2") && text.contains("knows 1"), "{text}");
+        assert!(
+            text.contains("version 2") && text.contains("knows 1"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -113,8 +113,8 @@ fn explain<T: DeserializeOwned>(path: &[String], error: &Error) -> String {
             [] => String::new(),
             tables => format!(" in [{}]", tables.join(".")),
         };
-        let hint = elsewhere::<T>(tables, written)
-            .unwrap_or_else(|| mistake::of_unknown(written, &known));
+        let hint =
+            elsewhere::<T>(tables, written).unwrap_or_else(|| mistake::of_unknown(written, &known));
         return format!("there is no key `{written}`{place}: {hint}");
     }
     let problem = mistake::of_value(key, error.message(), Notation::Toml);
@@ -142,4 +142,3 @@ fn elsewhere<T: DeserializeOwned>(tables: &[String], key: &str) -> Option<String
         .find(|name| is_known(&format!("[{name}]\n{quoted} = 0")))
         .map(|name| format!("it belongs below [{name}]"))
 }
-

@@ -285,7 +285,9 @@ mod tests {
         assert!(text.contains("did you mean `capacity`?"), "{text}");
         let text = problem("[lifecycle]\nlease = 15\n");
         assert!(
-            text.contains("line 2: there is no key `lease` in [lifecycle]: did you mean `lease_seconds`?"),
+            text.contains(
+                "line 2: there is no key `lease` in [lifecycle]: did you mean `lease_seconds`?"
+            ),
             "{text}"
         );
     }
@@ -315,7 +317,8 @@ mod tests {
 
     #[test]
     fn all_that_is_wrong_is_told_at_once() {
-        let text = problem("capcity = 1\nnames = \"a\"\n[lifecycle]\nlease_seconds = -1\ncolour = 3\n");
+        let text =
+            problem("capcity = 1\nnames = \"a\"\n[lifecycle]\nlease_seconds = -1\ncolour = 3\n");
         assert!(text.contains("wrong in 4 places"), "{text}");
         for line in ["line 1", "line 2", "line 4", "line 5"] {
             assert!(text.contains(line), "{line}: {text}");
@@ -334,7 +337,10 @@ mod tests {
             "names = [\"a\"]\n[lifecycle]\nlease_seconds = 1\ndrain_seconds = 2\n",
             &[
                 ("20-b.toml", "[lifecycle]\nlease_seconds = 20\n"),
-                ("10-a.toml", "names = [\"b\", \"c\"]\n[lifecycle]\nlease_seconds = 10\n"),
+                (
+                    "10-a.toml",
+                    "names = [\"b\", \"c\"]\n[lifecycle]\nlease_seconds = 10\n",
+                ),
                 ("README", "this is not TOML"),
                 ("30-c.toml.bak", "neither = is this"),
                 (".40-d.toml", "nor = this"),
@@ -350,7 +356,10 @@ mod tests {
     fn what_is_wrong_in_a_drop_in_names_that_file() {
         let (_folder, path) = layered(
             "capacty = 1\n",
-            &[("10-a.toml", "\n[lifecycle]\nlease = 10\n"), ("20-b.toml", "[lifecycle]\ndrain_seconds = 100\n")],
+            &[
+                ("10-a.toml", "\n[lifecycle]\nlease = 10\n"),
+                ("20-b.toml", "[lifecycle]\ndrain_seconds = 100\n"),
+            ],
         );
         let text = load_daemon(Some(&path), "", check)
             .expect_err("refused")
