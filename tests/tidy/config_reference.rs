@@ -183,7 +183,7 @@ impl Defaults {
                     self.note(&format!("{prefix}{key}."), table, below.unwrap_or(&empty));
                 }
                 toml::Value::Table(_) => {
-                    self.values.insert(format!("{prefix}{key}"), "none".into());
+                    self.values.insert(format!("{prefix}{key}"), "{}".into());
                 }
                 value if !given.contains_key(key) => {
                     self.values
@@ -487,7 +487,14 @@ fn without_default(text: &str) -> (String, Option<String>) {
         })
         .map_or(rest.len(), |(i, _)| i);
     let after = rest.get(end + 1..).unwrap_or_default().trim();
-    let kept = format!("{} {after}", before.trim());
+    let before = before.trim();
+    let mut after: String = after.to_owned();
+    if before.is_empty() || before.ends_with('.') {
+        // What followed a semicolon begins a sentence now.
+        let first = after.chars().next().map(|c| c.to_uppercase().to_string());
+        after = first.unwrap_or_default() + after.get(1..).unwrap_or_default();
+    }
+    let kept = format!("{before} {after}");
     (kept.trim().to_owned(), Some(rest[..end].to_owned()))
 }
 

@@ -25,8 +25,10 @@ pub(crate) struct Context {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct ContextFile {
+    /// The context that is used where neither `--context` nor its variable names one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) current: Option<String>,
+    /// One table a context, by its name.
     pub(crate) contexts: BTreeMap<String, Context>,
 }
 
