@@ -346,7 +346,10 @@ fn full_disks_of_a_node_are_told_while_requests_go_on_and_work_goes_on_with_room
         "--no-wait",
     ]);
     until(agent_port, "not ready: write the ledger");
-    until(gateway_port, "ready\na restart without a scheduler would serve older routes: write");
+    until(
+        gateway_port,
+        "ready\na restart without a scheduler would serve older routes: write",
+    );
     eventually("describe says why nothing is started", || {
         let said = cluster.describe("two").to_string();
         let told = said.contains("nothing is started on this node: write the ledger")
