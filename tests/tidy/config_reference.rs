@@ -299,7 +299,8 @@ impl Sources {
                 Some(value) => (format!("`{value}`"), without_default(&said).0),
                 None => {
                     let (rest, default) = without_default(&said);
-                    let must = if defaults.is_template {
+                    let optional = name_of(&field.ty).starts_with("Option<");
+                    let must = if defaults.is_template && !optional {
                         "must be given"
                     } else {
                         "none"
@@ -332,6 +333,8 @@ impl Sources {
             "SocketAddr" => "`IP:PORT`",
             "Bytes" => "bytes",
             "String" | "EntityName" => "text",
+            "IpAddr" => "IP address",
+            "Egress" => "`\"none\"` or a list of addresses",
             "NodeName" => "node name",
             "ImageRef" => "image reference",
             "RuntimeName" => "runtime name",
@@ -365,7 +368,8 @@ impl Sources {
             }
         };
         if is_list {
-            return format!("list of {one}s");
+            let plural = if one.ends_with('s') { "es" } else { "s" };
+            return format!("list of {one}{plural}");
         }
         one.to_owned()
     }
