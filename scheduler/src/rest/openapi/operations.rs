@@ -5,6 +5,7 @@ use shared::api::certificates::{
     CaBundle, CaRotationFinished, CaStatus, FinishCaRotation, RenewReply, RenewRequest,
 };
 use shared::api::events::{EventLine, EventList};
+use shared::api::images::PullImage;
 use shared::api::serving::{ConfigInput, CreateEndpoint, Detailed, EndpointList, Logs, TagOutput};
 use shared::api::{
     CreateNodeToken, CreateToken, Deleted, EndpointDescription, ImageInfo, ImageList, JoinReply,
@@ -205,6 +206,11 @@ pub(super) fn stokehold(doc: &mut Document) {
         Operation::new("post", at("/images"), Manage)
             .says("Registers an OCI layout under a reference.")
             .takes::<RegisterImage>(doc)
+            .refuses(&[404])
+            .answers::<ImageInfo>(doc),
+        Operation::new("post", at("/images/pull"), Manage)
+            .says("Asks a registry now what a reference means.")
+            .takes::<PullImage>(doc)
             .refuses(&[404])
             .answers::<ImageInfo>(doc),
         Operation::new("delete", at("/images"), Manage)
