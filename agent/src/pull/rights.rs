@@ -90,8 +90,8 @@ fn check(uid: Uid, gid: Gid) -> Result<(), RightsError> {
     ];
     for (name, wanted) in expected {
         let lines = status.lines().filter_map(|line| line.split_once(':'));
-        let value = lines.filter(|(key, _)| *key == name).map(|(_, v)| v.trim());
-        let value = value.last().unwrap_or("absent");
+        let mut value = lines.filter(|(key, _)| *key == name).map(|(_, v)| v.trim());
+        let value = value.next_back().unwrap_or("absent");
         if value != wanted {
             let value = value.to_owned();
             return Err(RightsError::Left { name, value });
