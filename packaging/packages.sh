@@ -5,7 +5,8 @@
 #   PKG_REVISION=N        revision of this packaging of the same version, 1 unless given
 #   SOURCE_DATE_EPOCH=S   the date of everything inside; that of the last commit unless given
 #   PACKAGES_OUT=DIR      where the packages go
-#   PACKAGES_FAST=1       larger packages, sooner
+#   PACKAGES_KINDS=KINDS  which of "deb rpm"
+#   PACKAGES_FAST=1       larger .debs, sooner
 #
 # The same programs, revision and date give the same bytes.
 set -euo pipefail
@@ -18,6 +19,7 @@ target=${CARGO_TARGET_DIR:-$PWD/target}
 tools=$target/tools
 out=${PACKAGES_OUT:-$target/packages}
 revision=${PKG_REVISION:-1}
+kinds=${PACKAGES_KINDS:-deb rpm}
 export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 1767225600)}
 
 case $revision in
@@ -60,8 +62,12 @@ if [ -n "${PACKAGES_FAST:-}" ]; then
 fi
 for folder in agent scheduler scheduler/cli; do
     # Names of functions stay in the programs: a backtrace from the field is worth their bytes.
-    "$tools/bin/cargo-deb" --quiet --no-build --no-strip --manifest-path "$folder/Cargo.toml" \
-        --deb-revision "$revision" --output "$out/" "${fast[@]}"
+    case " $kinds " in *" deb "*)
+        "$tools/bin/cargo-deb" --quiet --no-build --no-strip --manifest-path "$folder/Cargo.toml" \
+            --deb-revision "$revision" --output "$out/" "${fast[@]}"
+        ;;
+    esac
+    case " $kinds " in *" rpm "*) ;; *) continue ;; esac
     "$tools/bin/cargo-generate-rpm" --package "$folder" --target-dir "$target" \
         --set-metadata "release = \"$revision\"" --source-date "$SOURCE_DATE_EPOCH" \
         --output "$out/"
