@@ -6,6 +6,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use serde_json::json;
@@ -345,6 +346,7 @@ fn push_through(cluster: &Cluster, folder: &Path, meanwhile: impl FnOnce()) -> s
     let context = cluster.context();
     let real = context["server"].as_str().expect("server");
     let target = real.trim_start_matches("https://").to_owned();
+    let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let push = scope.spawn(|| {
             let folder = folder.display().to_string();
@@ -355,12 +357,13 @@ fn push_through(cluster: &Cluster, folder: &Path, meanwhile: impl FnOnce()) -> s
                 .collect();
             let told = run(cluster, &line);
             // Ends the wait for connections.
+            over.store(true, Ordering::SeqCst);
             drop(TcpStream::connect(("127.0.0.1", port)));
             told
         });
         let mut meanwhile = Some(meanwhile);
         for client in listener.incoming() {
-            if push.is_finished() {
+            if over.load(Ordering::SeqCst) {
                 break;
             }
             if let Some(meanwhile) = meanwhile.take() {
