@@ -39,6 +39,9 @@ fn rewrite(folder: &Path, from: &str, to: &str) {
     fs::write(folder.join("MLmodel"), text).expect("file");
 }
 
+/// What is done to a model while it is pushed, and what that is called.
+type Change = (fn(&Path), &'static str);
+
 /// What is done to a model, and what the push has to say then.
 type Mistake = (fn(&Path), &'static [&'static str]);
 
@@ -286,7 +289,7 @@ fn a_folder_that_changes_during_the_push_is_not_registered() {
     deploy_steady(&cluster);
     let before = There::in_cluster(&cluster);
     let folder = cluster.base().join("restless");
-    let changes: [(fn(&Path), &str); 5] = [
+    let changes: [Change; 5] = [
         (
             |folder| fs::write(folder.join("model.pkl"), "more weights").expect("file"),
             "model.pkl\" was written to during the push",
