@@ -215,7 +215,9 @@ fn in_unit(text: &str, seconds_each: f64) -> Option<String> {
         _ => return None,
     };
     let units = number * each / seconds_each;
-    (units >= 1.0 && units < 1e12).then(|| format!("{:.0}", units.round()))
+    (1.0..1e12)
+        .contains(&units)
+        .then(|| format!("{:.0}", units.round()))
 }
 
 fn listed(names: &[&str]) -> String {

@@ -330,7 +330,11 @@ fn what_cannot_be_placed_is_told_once_with_what_is_missing_where() {
     assert_eq!(told.len(), 1);
     assert_eq!(
         (told[0].count, told[0].cause.as_str()),
-        (1, "no node has 1 GiB memory free: n1 has 300 MiB")
+        (
+            1,
+            "no node has 1 GiB memory free: n1 has 300 MiB of 300 MiB; ask for less with --memory \
+             (stokehold.memory_bytes), or add a larger node"
+        )
     );
     sim.node("n1").capacity.memory_bytes = 200 << 20;
     sim.steps(5);
@@ -340,7 +344,11 @@ fn what_cannot_be_placed_is_told_once_with_what_is_missing_where() {
         (1, 2),
         "another reason, a minute later"
     );
-    assert!(told[0].cause.ends_with("200 MiB"), "{}", told[0].cause);
+    assert!(
+        told[0].cause.contains("200 MiB of 200 MiB"),
+        "{}",
+        told[0].cause
+    );
 }
 
 #[test]

@@ -73,6 +73,7 @@ pub async fn join(
     names: &[String],
     pki_dir: &Path,
 ) -> Result<JoinReply, JoinError> {
+    let made_here = !pki_dir.exists();
     // The token is good for one time: what cannot be kept must not be asked for.
     files::probe_private_dir(pki_dir).map_err(|source| {
         JoinError::Save(IdentityError::Write {
@@ -89,7 +90,16 @@ pub async fn join(
         csr_pem: request.csr_pem,
         names: names.to_vec(),
     };
-    let reply = send(token, &body).await?;
+    let reply = match send(token, &body).await {
+        Ok(reply) => reply,
+        Err(error) => {
+            if made_here {
+                // Nothing is left of a refusal; a folder that somebody else has used meanwhile stays.
+                let _ = std::fs::remove_dir(pki_dir);
+            }
+            return Err(error);
+        }
+    };
     Identity::save(
         pki_dir,
         &reply.certificate_pem,
