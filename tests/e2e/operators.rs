@@ -390,7 +390,8 @@ fn full_disks_of_a_node_are_told_while_requests_go_on_and_work_goes_on_with_room
     ]);
     eventually("describe says what does not fit", || {
         let said = cluster.describe("three").to_string();
-        let told = said.contains("more on the disk of") && said.contains("free and too little");
+        let told = said.contains("on the disk of its model cache for a model of")
+            && said.contains("move cache_dir in its agent.toml");
         told.then_some(())
     });
     assert_eq!(cluster.query("one", &one).status, 200);

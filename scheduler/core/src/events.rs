@@ -39,7 +39,8 @@ const WRITE_PERIOD: Duration = Duration::from_millis(900);
 const WRITES_PER_PERIOD: usize = 48;
 const MAX_TEXT_BYTES: usize = 600;
 
-const PREFIX: &str = "event/";
+/// Of the keys of its records in the store.
+pub const PREFIX: &str = "event/";
 const VERSION: u32 = 1;
 
 #[derive(Serialize, Deserialize)]
