@@ -276,6 +276,7 @@ fn full_disks_of_a_node_are_told_while_requests_go_on_and_work_goes_on_with_room
         "the ledger cannot be written, nothing is changed until it can",
         "routes were not written to disk, trying on",
         "action failed, trying again later",
+        "no replica of three-1 can be placed",
         // Of the daemons that are killed to take their drop-ins.
         "session ended",
         "node lost",
