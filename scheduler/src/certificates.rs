@@ -7,6 +7,8 @@ use daemon::credentials::Credentials;
 use daemon::identity::{moment, unix_now};
 use daemon::renew::due;
 use prometheus_client::metrics::gauge::Gauge;
+use scheduler_core::Effects;
+use scheduler_core::events::recorded as told;
 use scheduler_core::registry::RotationStage;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
@@ -70,6 +72,12 @@ impl Certificates {
             if waiting == Ok(0) {
                 self.authorities.replace()?;
                 info!("every node trusts the new authority, which signs from now on");
+                let tell = self.control.decide(|core, ctx| {
+                    core.tell(told::authority_signs(), ctx.unix_ms);
+                    ((), Effects::default())
+                });
+                // As above: an ended control task takes the process with it.
+                let _ = tell.await;
             }
         }
         self.renew_own()?;

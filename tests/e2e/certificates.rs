@@ -134,6 +134,12 @@ fn requests_go_on_across_renewals_a_rotation_of_the_authority_and_a_killed_sched
         let (sent, failures) = load.finish(&cluster);
         assert!(failures.is_empty(), "of {sent}: {failures:?}");
     }
+    let told: Value =
+        serde_json::from_str(&cluster.cli(&["events", "--output", "json"])).expect("JSON");
+    let told = told["events"].as_array().expect("a list");
+    for kind in ["CertificateRenewed", "AuthorityRotated", "AuthorityDropped"] {
+        assert!(told.iter().any(|event| event["kind"] == kind), "no {kind}");
+    }
     node.stop(&mut cluster);
     cluster.finish();
 }

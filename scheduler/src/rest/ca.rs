@@ -2,6 +2,7 @@
 
 use axum::extract::State;
 use daemon::identity::moment;
+use scheduler_core::events::recorded as told;
 use scheduler_core::registry::RotationStage;
 use scheduler_core::{ApiError, Effects};
 use shared::api::certificates::{
@@ -30,16 +31,22 @@ pub(super) async fn status(
 }
 
 pub(super) async fn rotate(
-    _: Caller<Admin>,
+    caller: Caller<Admin>,
     State(api): State<Api>,
 ) -> Result<Json<CaStatus>, Refusal> {
     api.ca.rotate().map_err(refused)?;
     info!("a new certificate authority was made beside the old one");
+    let by = caller.token.name;
+    let tell = (api.control).decide(move |core, ctx| {
+        core.tell(told::authority_made(&by), ctx.unix_ms);
+        ((), Effects::default())
+    });
+    tell.await?;
     current(&api).await
 }
 
 pub(super) async fn finish(
-    _: Caller<Admin>,
+    caller: Caller<Admin>,
     State(api): State<Api>,
     Json(input): Json<FinishCaRotation>,
 ) -> Result<Json<CaRotationFinished>, Refusal> {
@@ -73,7 +80,9 @@ pub(super) async fn finish(
         );
     }
     let cut_off = waiting.clone();
-    let closed = api.control.decide(move |_, _| {
+    let by = caller.token.name;
+    let closed = api.control.decide(move |core, ctx| {
+        core.tell(told::authority_dropped(&by, waiting.len()), ctx.unix_ms);
         let mut effects = Effects::default();
         for it in waiting {
             let reason = format!(

@@ -62,14 +62,18 @@ pub(super) async fn revoke(
 
 /// Forgets a revoked node whose certificates have expired: its name is free again.
 pub(super) async fn remove(
-    _: Caller<Admin>,
+    caller: Caller<Admin>,
     State(api): State<Api>,
     Named(name): Named<NodeName>,
 ) -> Result<Json<Value>, Refusal> {
+    let by = caller.token.name;
     let removed = api
         .control
         .decide(move |core, ctx| match core.remove_node(&name, ctx) {
-            Ok(effects) => (Ok(()), effects),
+            Ok(effects) => {
+                core.tell(told::removed(&name, &by), ctx.unix_ms);
+                (Ok(()), effects)
+            }
             Err(error) => (Err(error), Effects::default()),
         });
     removed.await??;

@@ -6,6 +6,7 @@ use axum::extract::{Request, State};
 use daemon::ca;
 use daemon::credentials::extra_names;
 use daemon::identity::{self, Subject, certificates_in, moment, validity_of};
+use scheduler_core::events::recorded as told;
 use scheduler_core::registry::{RenewalAttempt, RenewalRefusal};
 use scheduler_core::{ApiError, Effects};
 use shared::api::certificates::{RenewReply, RenewRequest};
@@ -81,6 +82,8 @@ pub(super) async fn renew(
         };
         match core.registry.renew(&attempt, ctx.unix_ms / 1000) {
             Ok(writes) => {
+                let until = moment(until_unix);
+                core.tell(told::renewed(&node, role, &until), ctx.unix_ms);
                 let effects = Effects {
                     writes,
                     ..Effects::default()

@@ -152,6 +152,14 @@ pub enum EventKind {
     NodeLost,
     NodeBack,
     NodeRevoked,
+    /// A revoked node is forgotten: its name is free again.
+    NodeRemoved,
+    /// A daemon's certificate was renewed.
+    CertificateRenewed,
+    /// A new certificate authority stands beside the old one, or signs from now on.
+    AuthorityRotated,
+    /// The old certificate authority is trusted no longer.
+    AuthorityDropped,
     ModelPushed,
     ModelDeleted,
     /// An alias stands for another version.
@@ -168,7 +176,7 @@ pub enum EventKind {
 }
 
 impl EventKind {
-    pub const ALL: [EventKind; 33] = [
+    pub const ALL: [EventKind; 37] = [
         EventKind::SchedulerStarted,
         EventKind::EndpointCreated,
         EventKind::EndpointDeleted,
@@ -192,6 +200,10 @@ impl EventKind {
         EventKind::NodeLost,
         EventKind::NodeBack,
         EventKind::NodeRevoked,
+        EventKind::NodeRemoved,
+        EventKind::CertificateRenewed,
+        EventKind::AuthorityRotated,
+        EventKind::AuthorityDropped,
         EventKind::ModelPushed,
         EventKind::ModelDeleted,
         EventKind::ModelAliased,

@@ -31,6 +31,43 @@ pub fn revoked(node: &NodeName, by: &str) -> Draft {
         .node(node)
 }
 
+pub fn removed(node: &NodeName, by: &str) -> Draft {
+    let message = format!("node {node} is forgotten; its name is free again");
+    Draft::normal(EventKind::NodeRemoved, message)
+        .because(format!("asked for by token {by}"))
+        .node(node)
+}
+
+/// `until`: the end of the new certificate's life, for people.
+pub fn renewed(node: &NodeName, role: Role, until: &str) -> Draft {
+    let message = format!("certificate of the {role} of node {node} renewed");
+    Draft::normal(EventKind::CertificateRenewed, message)
+        .because(format!("valid until {until}"))
+        .node(node)
+}
+
+pub fn authority_made(by: &str) -> Draft {
+    let message = "a new certificate authority stands beside the old one".to_owned();
+    Draft::normal(EventKind::AuthorityRotated, message).because(format!("asked for by token {by}"))
+}
+
+pub fn authority_signs() -> Draft {
+    let message = "the new certificate authority signs from now on".to_owned();
+    Draft::normal(EventKind::AuthorityRotated, message).because("every node trusts it".to_owned())
+}
+
+/// `cut_off`: how many daemons still had a certificate of it.
+pub fn authority_dropped(by: &str, cut_off: usize) -> Draft {
+    let message = "the old certificate authority is trusted no longer".to_owned();
+    let cause = format!("asked for by token {by}");
+    if cut_off == 0 {
+        return Draft::normal(EventKind::AuthorityDropped, message).because(cause);
+    }
+    Draft::warning(EventKind::AuthorityDropped, message).because(format!(
+        "{cause}, by force: {cut_off} daemons must join again"
+    ))
+}
+
 pub fn pushed(model: &ModelName, version: u32, by: &str) -> Draft {
     Draft::normal(
         EventKind::ModelPushed,
