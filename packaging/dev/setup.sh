@@ -13,6 +13,7 @@ need ctr containerd
 need curl curl
 need docker-registry docker-registry
 need dpkg-shlibdeps dpkg-dev
+need faketime faketime
 need jq jq
 need mmdebstrap mmdebstrap
 need protoc protobuf-compiler

@@ -6,6 +6,7 @@
 mod harness;
 
 mod certificates;
+mod clocks;
 mod events;
 mod faults;
 mod first_hour;

@@ -19,11 +19,25 @@ pub(crate) struct SecondNode {
     gateway: Option<Child>,
     gateway_ids: (u32, u32),
     pub(crate) client_port: u16,
+    /// How far its daemons' clocks are off, as faketime takes it.
+    clock: Option<&'static str>,
 }
+
+/// Where Debian's `faketime` keeps what changes the clocks of the programs that load it.
+const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
 
 impl SecondNode {
     /// Joins with a fresh token and starts both daemons.
     pub(crate) fn join(cluster: &mut Cluster, name: &str) -> Self {
+        Self::join_with(cluster, name, None)
+    }
+
+    /// The same on a machine whose clock is off: `+1h`, `-1h`.
+    pub(crate) fn join_with_clock(cluster: &mut Cluster, name: &str, off: &'static str) -> Self {
+        Self::join_with(cluster, name, Some(off))
+    }
+
+    fn join_with(cluster: &mut Cluster, name: &str, clock: Option<&'static str>) -> Self {
         let ports = free_ports();
         let base = cluster.base().join(name);
         let logs = base.join("logs");
@@ -37,6 +51,7 @@ impl SecondNode {
             agent: None,
             gateway: None,
             client_port: ports,
+            clock,
         };
         node.configure(cluster, ports);
         let token = cluster.cli_json(&["node", "token"]);
@@ -112,6 +127,10 @@ impl SecondNode {
         let mut program = Command::new(self.bin.join(format!("stokehold-{which}")));
         program.args(["--config", &self.path(&format!("{which}.toml"))]);
         program.env("NO_COLOR", "1");
+        if let Some(off) = self.clock {
+            program.env("LD_PRELOAD", FAKETIME).env("FAKETIME", off);
+            program.env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+        }
         if which == "gateway" {
             let (uid, gid) = self.gateway_ids;
             program.uid(uid).gid(gid);
