@@ -195,6 +195,23 @@ pub struct ReplicaHealth {
     /// What the last probe said, for people; empty when it succeeded.
     pub detail: String,
     pub in_flight: u32,
+    /// `None` in a report between two whole seconds, and from a gateway too old to measure it.
+    pub load: Option<ReplicaLoad>,
+}
+
+/// What a replica's own gateway saw of it since its last report, whichever gateway sent the requests.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ReplicaLoad {
+    /// Length of the stretch that the numbers are of.
+    pub over: Duration,
+    /// Mean over the stretch of requests at the replica.
+    pub active: f64,
+    /// Answered below 500, to the end of the body.
+    pub completions: u64,
+    /// Time at the replica, the wait inside it included and the gateways' queues left out, of the
+    /// requests that `completions` counts; `None` when there were none.
+    pub p50_ms: Option<f64>,
+    pub p95_ms: Option<f64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

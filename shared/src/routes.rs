@@ -39,7 +39,7 @@ impl Default for EndpointLimits {
     fn default() -> Self {
         Self {
             request_timeout_ms: 120_000,
-            queue_capacity: 1_000,
+            queue_capacity: 4_000,
             max_body_bytes: 16 << 20,
         }
     }
@@ -50,7 +50,7 @@ pub struct EntityRoute {
     pub name: EntityName,
     /// Share of the endpoint's traffic; an entity of 0 is reached by its own route only.
     pub percent: u32,
-    /// Requests that each replica accepts at once.
+    /// Requests that each replica accepts at once, unless its own route says otherwise.
     pub target_concurrency: u32,
     /// The path on the replica that takes invocations.
     pub invocations_path: String,
@@ -63,6 +63,18 @@ pub struct ReplicaRoute {
     pub node: NodeName,
     /// Its own gateway still admits what other gateways, with older routes, send; nobody picks it.
     pub draining: bool,
+    /// Requests that it accepts at once, where that is not what the served entity says: its hardware
+    /// is of another class, or it explores what lies beyond.
+    pub target_concurrency: Option<u32>,
+}
+
+impl EntityRoute {
+    /// Requests that `replica`, one of its own, accepts at once.
+    pub fn limit_of(&self, replica: &ReplicaRoute) -> u32 {
+        replica
+            .target_concurrency
+            .unwrap_or(self.target_concurrency)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

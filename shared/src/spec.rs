@@ -9,7 +9,8 @@ use crate::ids::{EndpointId, EndpointName, EntityName, ModelName, RuntimeName};
 use crate::manifest::ManifestId;
 use crate::runtime::Resources;
 
-/// How many requests a replica accepts at once until the vertical axis knows better.
+/// What a replica is thought to take at once where nothing else says it: the unit in which the
+/// vendor counts provisioned concurrency.
 pub const DEFAULT_TARGET_CONCURRENCY: u32 = 4;
 
 /// An endpoint as it is kept in the store.
@@ -90,12 +91,65 @@ pub struct ServedEntity {
 }
 
 /// The bounds within which the axes move.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "ScalingRecord", into = "ScalingRecord")]
 pub struct Scaling {
     pub min_replicas: u32,
     pub max_replicas: u32,
     pub scale_to_zero: bool,
-    pub target_concurrency: u32,
+    /// Capacity, in requests at once, that is kept whatever the demand.
+    pub provisioned_concurrency: u32,
+    /// How many requests each replica takes at once, where that is fixed; `None`: it is learned.
+    pub pinned_target: Option<u32>,
+    /// The p95 of a request's time at the replica that must hold; `None`: by what low load takes.
+    pub latency_objective_ms: Option<u32>,
+}
+
+/// As it lies in the store. Before targets were learned every record had a number and none said
+/// `pinned`; such a number was given, or was [`DEFAULT_TARGET_CONCURRENCY`] because nothing was.
+#[derive(Serialize, Deserialize)]
+struct ScalingRecord {
+    min_replicas: u32,
+    max_replicas: u32,
+    scale_to_zero: bool,
+    target_concurrency: u32,
+    #[serde(default)]
+    pinned: Option<bool>,
+    #[serde(default)]
+    provisioned_concurrency: u32,
+    #[serde(default)]
+    latency_objective_ms: Option<u32>,
+}
+
+impl From<ScalingRecord> for Scaling {
+    fn from(record: ScalingRecord) -> Self {
+        let target = record.target_concurrency;
+        let pinned = record
+            .pinned
+            .unwrap_or(target != DEFAULT_TARGET_CONCURRENCY);
+        Self {
+            min_replicas: record.min_replicas,
+            max_replicas: record.max_replicas,
+            scale_to_zero: record.scale_to_zero,
+            provisioned_concurrency: record.provisioned_concurrency,
+            pinned_target: pinned.then_some(target.max(1)),
+            latency_objective_ms: record.latency_objective_ms,
+        }
+    }
+}
+
+impl From<Scaling> for ScalingRecord {
+    fn from(scaling: Scaling) -> Self {
+        Self {
+            min_replicas: scaling.min_replicas,
+            max_replicas: scaling.max_replicas,
+            scale_to_zero: scaling.scale_to_zero,
+            target_concurrency: scaling.pinned_target.unwrap_or(DEFAULT_TARGET_CONCURRENCY),
+            pinned: Some(scaling.pinned_target.is_some()),
+            provisioned_concurrency: scaling.provisioned_concurrency,
+            latency_objective_ms: scaling.latency_objective_ms,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,6 +161,8 @@ pub enum Sizing {
         min: u32,
         max: u32,
     },
+    /// Nothing was said.
+    Unstated,
 }
 
 /// The role of a bearer token. Each may do all that the ones before it may.
@@ -145,6 +201,41 @@ impl std::str::FromStr for TokenRole {
                 text,
                 "query, manage or admin",
             )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Scaling {
+        serde_json::from_str(text).expect("a record")
+    }
+
+    #[test]
+    fn a_target_of_an_old_record_is_pinned_unless_it_was_the_default() {
+        let old = |target: u32| {
+            read(&format!(
+                r#"{{"min_replicas":1,"max_replicas":4,"scale_to_zero":false,"target_concurrency":{target}}}"#
+            ))
+        };
+        assert_eq!(old(DEFAULT_TARGET_CONCURRENCY).pinned_target, None);
+        assert_eq!(old(10).pinned_target, Some(10));
+    }
+
+    #[test]
+    fn a_target_that_was_pinned_to_the_default_stays_pinned() {
+        for pinned_target in [None, Some(DEFAULT_TARGET_CONCURRENCY), Some(9)] {
+            let scaling = Scaling {
+                max_replicas: 3,
+                pinned_target,
+                provisioned_concurrency: 8,
+                latency_objective_ms: Some(250),
+                ..Scaling::default()
+            };
+            let written = serde_json::to_string(&scaling).expect("JSON");
+            assert_eq!(read(&written), scaling);
         }
     }
 }

@@ -8,7 +8,7 @@ use arc_swap::ArcSwapOption;
 use daemon::credentials::Credentials;
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
-use shared::ids::{ClusterId, NodeName, ServedEntityId};
+use shared::ids::{ClusterId, NodeName, ReplicaId, ServedEntityId};
 use shared::routes::Routes;
 use shared::spec::DEFAULT_TARGET_CONCURRENCY;
 use shared::units::Bytes;
@@ -69,7 +69,7 @@ impl State {
         let clock = Clock::start();
         let subject = options.credentials.identity().subject;
         let drivers = TaskTracker::new();
-        let locals = Arc::new(Locals::new(&options.run_dir, drivers.clone()));
+        let locals = Arc::new(Locals::new(clock, &options.run_dir, drivers.clone()));
         let (demand, demands) = mpsc::channel(DEMANDS);
         let context = LaneContext {
             clock,
@@ -105,20 +105,24 @@ impl State {
         self.routes.subscribe()
     }
 
-    /// How many requests a replica of this entity accepts at once.
-    pub(crate) fn limit_of(&self, id: &ServedEntityId) -> u32 {
-        self.limit_and_lane(id).0
+    /// How many requests this replica of the entity accepts at once.
+    pub(crate) fn limit_of(&self, id: &ServedEntityId, replica: &ReplicaId) -> u32 {
+        self.limit_and_lane(id, replica).0
     }
 
     /// The same, and the way to the entity, if the routes know it: another gateway may have newer
     /// ones, with an entity that these do not have yet.
-    pub(crate) fn limit_and_lane(&self, id: &ServedEntityId) -> (u32, Option<Arc<Lane>>) {
+    pub(crate) fn limit_and_lane(
+        &self,
+        id: &ServedEntityId,
+        replica: &ReplicaId,
+    ) -> (u32, Option<Arc<Lane>>) {
         let table = self.table.load();
         let entity = table
             .as_ref()
             .and_then(|table| table.endpoint(&id.endpoint)?.entity(&id.entity));
         match entity {
-            Some(entity) => (entity.target_concurrency, Some(Arc::clone(&entity.lane))),
+            Some(entity) => (entity.limit_of(replica), Some(Arc::clone(&entity.lane))),
             None => (DEFAULT_TARGET_CONCURRENCY, None),
         }
     }

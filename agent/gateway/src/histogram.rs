@@ -27,6 +27,10 @@ impl Histogram {
         self.total += 1;
     }
 
+    pub(crate) fn clear(&mut self) {
+        *self = Self::new();
+    }
+
     /// The value below which a share `q` (0 to 1) of the recorded lie, in milliseconds: the middle of
     /// its bucket. `None` when nothing was recorded.
     pub(crate) fn quantile_ms(&self, q: f64) -> Option<f64> {

@@ -30,6 +30,15 @@ impl Slot {
             lane,
         }
     }
+
+    /// The replica's answer came to its end.
+    fn ended(mut self, outcome: Outcome) {
+        if let Some(admission) = self.admission.take()
+            && outcome == Outcome::Completed
+        {
+            admission.completed();
+        }
+    }
 }
 
 impl Drop for Slot {
@@ -45,13 +54,19 @@ impl Drop for Slot {
 pub(crate) struct Guest {
     pub(crate) give_back: GiveBack,
     pub(crate) slot: Slot,
+    /// By the status, as a visit's.
+    pub(crate) outcome: Outcome,
 }
 
 impl InFlight for Guest {
     fn completed(self: Box<Self>) {
-        let Self { give_back, slot } = *self;
+        let Self {
+            give_back,
+            slot,
+            outcome,
+        } = *self;
         give_back.reuse();
-        drop(slot);
+        slot.ended(outcome);
     }
 
     fn broke(self: Box<Self>) {}
@@ -134,7 +149,9 @@ impl InFlight for Visit {
             outcome,
         } = *self;
         give_back.reuse();
-        drop(slot);
+        if let Some(slot) = slot {
+            slot.ended(outcome);
+        }
         ticket.end(outcome, Some(lease.held_for()));
     }
 

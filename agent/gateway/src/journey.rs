@@ -160,7 +160,7 @@ impl Journey<'_> {
                 return not_begun("its folder is not on this node".to_owned());
             };
             // Routes may have changed since the request came.
-            let limit = state.limit_of(self.ticket.lane().id());
+            let limit = state.limit_of(self.ticket.lane().id(), lease.replica());
             return match local.limiter.admit(limit) {
                 Err(load) => (Attempt::Full { load }, None),
                 Ok(admission) => {
@@ -205,11 +205,7 @@ impl Journey<'_> {
         if let Ok(name) = HeaderValue::from_str(id.entity.as_str()) {
             head.headers.insert(headers::SERVED_MODEL_NAME, name);
         }
-        let outcome = if head.status.is_server_error() {
-            Outcome::Failed
-        } else {
-            Outcome::Completed
-        };
+        let outcome = Outcome::of_answer(head.status);
         let visit = Visit {
             give_back,
             slot,

@@ -16,7 +16,7 @@
 //! | `front`, `forward`, `journey`, `in_flight`, `answer`, `headers`, `payload`, `memory` | a client's request | headers |
 //! | `lane`, `lanes` | the way to one served entity | |
 //! | `balancer`, `replicas`, `queue` | which replica, who is next | yes |
-//! | `traffic`, `histogram` | what is counted for reports | yes |
+//! | `traffic`, `work`, `gauge`, `histogram` | what is counted for reports | yes |
 //! | `limit`, `local`, `scan`, `probe` | the replicas of this node | probe |
 //! | `attempt`, `upstream` | one try at one replica | |
 //! | `peers`, `peer_service` | between gateways, both ends | |
@@ -32,6 +32,7 @@ pub mod config;
 mod forward;
 mod front;
 mod gateway;
+mod gauge;
 mod headers;
 mod histogram;
 mod in_flight;
@@ -59,6 +60,7 @@ mod session;
 mod table;
 mod traffic;
 mod upstream;
+mod work;
 
 use std::process::ExitCode;
 

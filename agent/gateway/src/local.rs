@@ -19,6 +19,7 @@ use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 
 use crate::attempt::{Answered, Attempt, GiveBack, request};
+use crate::clock::Clock;
 use crate::limit::Limiter;
 use crate::payload::Payload;
 use crate::probe::ProbeState;
@@ -48,6 +49,7 @@ pub(crate) type Snapshot = HashMap<ReplicaId, Arc<Local>>;
 
 /// All replicas of this node. Written by the scan, read by every request.
 pub(crate) struct Locals {
+    clock: Clock,
     run_dir: PathBuf,
     drivers: TaskTracker,
     all: ArcSwap<Snapshot>,
@@ -63,8 +65,9 @@ pub(crate) struct Changes {
 }
 
 impl Locals {
-    pub(crate) fn new(run_dir: &Path, drivers: TaskTracker) -> Self {
+    pub(crate) fn new(clock: Clock, run_dir: &Path, drivers: TaskTracker) -> Self {
         Self {
+            clock,
             run_dir: run_dir.to_owned(),
             drivers,
             all: ArcSwap::default(),
@@ -107,7 +110,10 @@ impl Locals {
                 path,
                 run_dir: self.run_dir.clone(),
                 // Requests of the former file still count.
-                limiter: known.map(|k| Arc::clone(&k.limiter)).unwrap_or_default(),
+                limiter: known.map_or_else(
+                    || Limiter::new(self.clock),
+                    |known| Arc::clone(&known.limiter),
+                ),
                 pool: Pool::new(POOL, self.drivers.clone()),
                 // It is the same process: what it last answered still holds.
                 probed: Mutex::new(known.map_or_else(ProbeState::new, |known| known.probed())),
@@ -135,7 +141,15 @@ impl Locals {
         }
     }
 
-    pub(crate) fn report(&self) -> Vec<ReplicaHealth> {
+    /// A stretch that nobody is told of: the next one is of a second again.
+    pub(crate) fn forget_loads(&self) {
+        for local in self.all.load().values() {
+            local.limiter.take_load();
+        }
+    }
+
+    /// `with_load`: with what the replicas did since the last such report.
+    pub(crate) fn report(&self, with_load: bool) -> Vec<ReplicaHealth> {
         let mut report: Vec<_> = self
             .all
             .load()
@@ -147,6 +161,7 @@ impl Locals {
                     health: probed.health(),
                     detail: probed.detail().to_owned(),
                     in_flight: local.limiter.in_flight(),
+                    load: with_load.then(|| local.limiter.take_load()),
                 }
             })
             .collect();

@@ -19,6 +19,7 @@ use crate::headers;
 use crate::in_flight::{Guest, Slot};
 use crate::payload::{BodyLimits, Payload};
 use crate::peers::PATH;
+use crate::traffic::Outcome;
 
 pub(crate) async fn serve(
     state: Arc<State>,
@@ -79,7 +80,7 @@ async fn invoke(
         endpoint: local.spec.endpoint.clone(),
         entity: local.spec.entity.clone(),
     };
-    let (limit, lane) = state.limit_and_lane(&id);
+    let (limit, lane) = state.limit_and_lane(&id, replica);
     let admission = match local.limiter.admit(limit) {
         Ok(admission) => admission,
         Err(load) => return full(replica, load),
@@ -99,7 +100,12 @@ async fn invoke(
             let (mut head, body) = answered.response.into_parts();
             headers::from_replica(&mut head.headers);
             let give_back = answered.give_back;
-            let guest = Guest { give_back, slot };
+            let outcome = Outcome::of_answer(head.status);
+            let guest = Guest {
+                give_back,
+                slot,
+                outcome,
+            };
             Response::from_parts(head, AnswerBody::stream(body, Box::new(guest)))
         }
         Attempt::Full { load } => return full(replica, load),

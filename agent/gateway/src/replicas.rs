@@ -27,6 +27,8 @@ struct Replica {
     id: ReplicaId,
     node: NodeName,
     draining: bool,
+    /// Requests that it accepts at once.
+    limit: u32,
     /// Requests of this gateway.
     own: u32,
     /// Requests of other gateways, when that was said.
@@ -44,7 +46,6 @@ enum Rest {
 
 #[derive(Debug)]
 pub(crate) struct Replicas {
-    limit: u32,
     all: Vec<Replica>,
 }
 
@@ -62,15 +63,12 @@ pub(crate) enum Pick {
 
 impl Replicas {
     pub(crate) fn new() -> Self {
-        Self {
-            limit: 1,
-            all: Vec::new(),
-        }
+        Self { all: Vec::new() }
     }
 
-    /// Takes over new routes. What is known about a replica stays.
+    /// Takes over new routes. What is known about a replica stays, and so do requests beyond a limit
+    /// that shrank: no more come until enough have left. `limit` is of those without one of their own.
     pub(crate) fn update(&mut self, limit: u32, routes: &[ReplicaRoute]) {
-        self.limit = limit;
         let mut known = std::mem::take(&mut self.all);
         self.all = routes
             .iter()
@@ -82,6 +80,7 @@ impl Replicas {
                         id: route.id.clone(),
                         node: route.node.clone(),
                         draining: false,
+                        limit,
                         own: 0,
                         others: 0,
                         others_at: MonoTime::ZERO,
@@ -90,6 +89,7 @@ impl Replicas {
                 };
                 replica.node = route.node.clone();
                 replica.draining = route.draining;
+                replica.limit = route.target_concurrency.unwrap_or(limit);
                 replica
             })
             .collect();
@@ -133,7 +133,7 @@ impl Replicas {
             };
             candidates.push(Candidate {
                 load,
-                limit: self.limit,
+                limit: replica.limit,
             });
             indices.push(index);
         }
@@ -237,6 +237,7 @@ mod tests {
             id: id(n),
             node: NodeName::parse("n1").expect("valid"),
             draining,
+            target_concurrency: None,
         }
     }
 
@@ -266,6 +267,34 @@ mod tests {
         assert_eq!(pick(&mut replicas, ms(0)), None);
         replicas.released(&id(1));
         assert!(pick(&mut replicas, ms(0)).is_some());
+    }
+
+    #[test]
+    fn a_replica_with_a_limit_of_its_own_takes_that_many_and_others_the_entitys() {
+        let mut replicas = Replicas::new();
+        let own = ReplicaRoute {
+            target_concurrency: Some(3),
+            ..route(2, false)
+        };
+        replicas.update(1, &[route(1, false), own]);
+        let mut taken: Vec<_> = std::iter::from_fn(|| pick(&mut replicas, ms(0))).collect();
+        taken.sort();
+        assert_eq!(taken, [id(1), id(2), id(2), id(2)]);
+    }
+
+    #[test]
+    fn a_limit_that_shrank_keeps_the_requests_that_are_there_and_takes_no_more_until_they_left() {
+        let mut replicas = replicas(3, 1);
+        for _ in 0..3 {
+            assert!(pick(&mut replicas, ms(0)).is_some());
+        }
+        replicas.update(1, &[route(1, false)]);
+        replicas.released(&id(1));
+        replicas.released(&id(1));
+        assert_eq!(pick(&mut replicas, ms(0)), None);
+        replicas.released(&id(1));
+        assert_eq!(pick(&mut replicas, ms(0)), Some(id(1)));
+        assert_eq!(replicas.own_in_flight(), 1);
     }
 
     #[test]

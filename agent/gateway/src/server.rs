@@ -65,14 +65,14 @@ impl Gateway {
         self.demands.take()
     }
 
-    /// What would be reported now; clears the traffic's numbers.
+    /// What would be reported now; clears the numbers of traffic and loads.
     pub fn report(&self) -> GatewayReport {
         GatewayReport {
             routes: self
                 .state
                 .table()
                 .map(|table| (table.routes.epoch, table.routes.revision)),
-            replicas: self.state.locals.report(),
+            replicas: self.state.locals.report(true),
             traffic: self.state.lanes.take_traffic(),
         }
     }

@@ -185,6 +185,7 @@ impl Session {
             if with_traffic {
                 // A stretch without a session is lost: the first one after it is a second again.
                 drop(self.state.lanes.take_traffic());
+                self.state.locals.forget_loads();
             }
             return;
         }
@@ -203,7 +204,7 @@ impl Session {
                 .state
                 .table()
                 .map(|table| (table.routes.epoch, table.routes.revision)),
-            replicas: self.state.locals.report(),
+            replicas: self.state.locals.report(with_traffic),
             traffic,
         };
         permit.send(ClientBody::GatewayReport(GatewayReportMessage::from(

@@ -3,8 +3,8 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use shared::ids::{ClusterId, EndpointName, EntityName, Epoch, NodeName, Revision};
-use shared::routes::{EndpointLimits, Routes};
+use shared::ids::{ClusterId, EndpointName, EntityName, Epoch, NodeName, ReplicaId, Revision};
+use shared::routes::{EndpointLimits, EntityRoute, ReplicaRoute, Routes};
 use shared::spec::TokenRole;
 
 use crate::lane::Lane;
@@ -89,7 +89,9 @@ pub(crate) struct Endpoint {
 pub(crate) struct Entity {
     pub(crate) name: EntityName,
     pub(crate) percent: u32,
-    pub(crate) target_concurrency: u32,
+    target_concurrency: u32,
+    /// Of the replicas that differ from the entity, which are few.
+    own_limits: HashMap<ReplicaId, u32>,
     pub(crate) lane: Arc<Lane>,
 }
 
@@ -105,6 +107,7 @@ impl Table {
                     name: entity.name.clone(),
                     percent: entity.percent,
                     target_concurrency: entity.target_concurrency,
+                    own_limits: own_limits(entity),
                     lane,
                 });
             let indexed = Endpoint {
@@ -142,6 +145,20 @@ impl Table {
     pub(crate) fn is_revoked(&self, node: &NodeName) -> bool {
         self.revoked.contains(node)
     }
+}
+
+impl Entity {
+    /// How many requests the replica accepts at once. One that these routes do not have yet is taken
+    /// for one like the others.
+    pub(crate) fn limit_of(&self, replica: &ReplicaId) -> u32 {
+        let own = self.own_limits.get(replica);
+        own.copied().unwrap_or(self.target_concurrency)
+    }
+}
+
+fn own_limits(entity: &EntityRoute) -> HashMap<ReplicaId, u32> {
+    let own = |replica: &ReplicaRoute| Some((replica.id.clone(), replica.target_concurrency?));
+    entity.replicas.iter().filter_map(own).collect()
 }
 
 impl Endpoint {

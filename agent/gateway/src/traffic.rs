@@ -2,48 +2,13 @@
 
 use std::time::Duration;
 
+use http::StatusCode;
 use shared::ids::ServedEntityId;
 use shared::report::EntityTraffic;
 use shared::units::MonoTime;
 
+use crate::gauge::Gauge;
 use crate::histogram::Histogram;
-
-/// A number over time, to take its mean weighted by how long it had each value.
-#[derive(Clone, Copy, Debug)]
-struct Gauge {
-    value: u32,
-    /// Value times seconds since the stretch began.
-    integral: f64,
-    changed: MonoTime,
-}
-
-impl Gauge {
-    fn new(now: MonoTime) -> Self {
-        Self {
-            value: 0,
-            integral: 0.0,
-            changed: now,
-        }
-    }
-
-    fn set(&mut self, value: u32, now: MonoTime) {
-        self.integral += f64::from(self.value) * now.saturating_since(self.changed).as_secs_f64();
-        self.changed = now;
-        self.value = value;
-    }
-
-    /// The mean since `began`; starts the next stretch.
-    fn take(&mut self, began: MonoTime, now: MonoTime) -> f64 {
-        self.set(self.value, now);
-        let seconds = now.saturating_since(began).as_secs_f64();
-        let integral = std::mem::take(&mut self.integral);
-        if seconds > 0.0 {
-            integral / seconds
-        } else {
-            f64::from(self.value)
-        }
-    }
-}
 
 /// How a request ended, seen from its entry gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -71,6 +36,15 @@ impl Outcome {
         Outcome::Cancelled,
         Outcome::Refused,
     ];
+
+    /// Of a request whose answer has come to its end.
+    pub(crate) fn of_answer(status: StatusCode) -> Self {
+        if status.is_server_error() {
+            Outcome::Failed
+        } else {
+            Outcome::Completed
+        }
+    }
 
     pub(crate) fn as_str(self) -> &'static str {
         match self {

@@ -128,6 +128,35 @@ async fn two_entries_together_never_exceed_the_replicas_limit_and_lose_nothing()
 }
 
 #[tokio::test]
+async fn a_far_replicas_load_and_own_limit_are_its_own_gateways_whoever_sends() {
+    let pair = Pair::start().await;
+    let replica = pair
+        .far_replica(1, |_, load| {
+            async move {
+                let _busy = load.enter();
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                text(200, "ok")
+            }
+            .boxed()
+        })
+        .await;
+    let mut table = pair.routes(1, 1, &[(1, "far")]);
+    table.endpoints[0].entities[0].replicas[0].target_concurrency = Some(3);
+    pair.apply(&table);
+    let requests = (0..24).map(|_| send(&pair.entry, invoke("{}")));
+    for reply in futures_util::future::join_all(requests).await {
+        assert_eq!(reply.status, StatusCode::OK, "{}", reply.text());
+    }
+    assert_eq!(replica.load.peak.load(Ordering::SeqCst), 3);
+    eventually("the last slot is free", || replica.load.active() == 0).await;
+    let load = pair.far.gateway.report().replicas[0].load.clone();
+    let load = load.expect("measured");
+    assert_eq!(load.completions, 24);
+    assert!(load.active > 0.0 && load.p50_ms.expect("measured") > 18.0);
+    assert!(pair.entry.gateway.report().replicas.is_empty());
+}
+
+#[tokio::test]
 async fn a_long_body_waits_for_a_slot_untouched_and_then_streams() {
     let pair = Pair::start().await;
     let replica = pair

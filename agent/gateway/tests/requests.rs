@@ -3,6 +3,7 @@
 mod support;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -201,7 +202,7 @@ async fn the_limit_holds_under_load_and_everybody_is_served() {
         assert_eq!(reply.status, StatusCode::OK);
     }
     for replica in &replicas {
-        let peak = replica.load.peak.load(std::sync::atomic::Ordering::SeqCst);
+        let peak = replica.load.peak.load(Ordering::SeqCst);
         assert!((1..=3).contains(&peak), "{peak}");
     }
     let traffic = &node.gateway.report().traffic[0];
@@ -788,4 +789,123 @@ async fn what_is_counted_of_an_endpoint_goes_with_it() {
         node.metric("stokehold_gateway_request_seconds_count{endpoint=\"iris\""),
         None
     );
+}
+
+/// Each request stays for `stay`.
+fn slow(node: &Node, n: u64, stay: Duration) -> Replica {
+    Replica::start(node.run_dir(), n, "iris-1", move |_, load| {
+        async move {
+            let _busy = load.enter();
+            tokio::time::sleep(stay).await;
+            text(200, "ok")
+        }
+        .boxed()
+    })
+}
+
+#[tokio::test]
+async fn a_replica_with_a_limit_of_its_own_takes_that_many_at_once_and_another_the_entitys() {
+    let node = Node::start(&Authority::new(), "n1").await;
+    let stay = Duration::from_millis(20);
+    let (plain, own) = (slow(&node, 1, stay), slow(&node, 2, stay));
+    node.found(2).await;
+    let mut entity = entity("iris-1", 100, 2, &[(1, "n1"), (2, "n1")]);
+    entity.replicas[1].target_concurrency = Some(5);
+    node.apply(&routes(1, vec![entity], vec![]));
+    let requests = (0..60).map(|_| send(&node, invoke("{}")));
+    for reply in futures_util::future::join_all(requests).await {
+        assert_eq!(reply.status, StatusCode::OK, "{}", reply.text());
+    }
+    let peaks = [&plain, &own].map(|replica| replica.load.peak.load(Ordering::SeqCst));
+    assert_eq!(peaks, [2, 5]);
+}
+
+#[tokio::test]
+async fn limits_that_move_under_load_lose_no_request_and_leave_no_slot_taken() {
+    let node = Node::start(&Authority::new(), "n1").await;
+    let replica = slow(&node, 1, Duration::from_millis(3));
+    node.found(1).await;
+    let apply = |revision, limit, own| {
+        let mut entity = entity("iris-1", 100, limit, &[(1, "n1")]);
+        entity.replicas[0].target_concurrency = own;
+        let mut table = routes(revision, vec![entity], vec![]);
+        table.endpoints[0].limits.queue_capacity = 1_000;
+        node.apply(&table);
+    };
+    apply(1, 8, None);
+    let requests = (0..300).map(|_| send(&node, invoke("{}")));
+    let moves = async {
+        for revision in 2..=40 {
+            let own = [None, Some(1), Some(12)][revision as usize % 3];
+            apply(revision, 1 + (revision as u32 * 5) % 7, own);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let (replies, ()) = tokio::join!(futures_util::future::join_all(requests), moves);
+    for reply in replies {
+        assert_eq!(reply.status, StatusCode::OK, "{}", reply.text());
+    }
+    eventually("all slots are free", || {
+        node.gateway.report().replicas[0].in_flight == 0
+    })
+    .await;
+    // Every slot of the last limit can be had, and no more.
+    apply(41, 4, None);
+    replica.load.peak.store(0, Ordering::SeqCst);
+    let requests = (0..40).map(|_| send(&node, invoke("{}")));
+    futures_util::future::join_all(requests).await;
+    assert_eq!(replica.load.peak.load(Ordering::SeqCst), 4);
+}
+
+#[tokio::test]
+async fn a_limit_that_grows_lets_in_who_waits_at_once() {
+    let node = Node::start(&Authority::new(), "n1").await;
+    let replica = Replica::endless(node.run_dir(), 1, "iris-1");
+    node.found(1).await;
+    let mut entity = entity("iris-1", 100, 1, &[(1, "n1")]);
+    node.apply(&routes(1, vec![entity.clone()], vec![]));
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        let stream = tls(&node, b"http/1.1").await;
+        clients.push(tokio::spawn(send_on(stream, invoke("{}"))));
+    }
+    let waiting = || node.gateway.report().traffic[0].queued > 1.5;
+    eventually("two wait", waiting).await;
+    entity.replicas[0].target_concurrency = Some(3);
+    node.apply(&routes(2, vec![entity], vec![]));
+    eventually("all are let in", || replica.load.active() == 3).await;
+    for client in clients {
+        client.abort();
+    }
+}
+
+#[tokio::test]
+async fn a_report_says_what_each_replica_did_and_a_refused_answer_is_no_completion() {
+    let node = Node::start(&Authority::new(), "n1").await;
+    let _good = slow(&node, 1, Duration::from_millis(30));
+    let _bad = Replica::start(node.run_dir(), 2, "iris-1", |_, _| {
+        async { text(503, "no") }.boxed()
+    });
+    node.found(2).await;
+    let loads = || {
+        let replicas = node.gateway.report().replicas;
+        [0, 1].map(|n| replicas[n].load.clone().expect("measured"))
+    };
+    let ask_only = async |revision, replica| {
+        let entity = entity("iris-1", 100, 4, &[(replica, "n1")]);
+        node.apply(&routes(revision, vec![entity], vec![]));
+        for _ in 0..5 {
+            send(&node, invoke("{}")).await;
+        }
+    };
+    ask_only(1, 1).await;
+    let [good, bad] = loads();
+    assert_eq!((good.completions, bad.completions), (5, 0));
+    assert!(good.active > 0.0 && good.p50_ms.expect("answered") > 25.0);
+    assert_eq!((bad.active, bad.p50_ms), (0.0, None));
+    ask_only(2, 2).await;
+    let [good, bad] = loads();
+    assert!(bad.active > 0.0);
+    assert_eq!((bad.completions, bad.p95_ms), (0, None));
+    assert_eq!((good.completions, good.active), (0, 0.0));
 }

@@ -104,8 +104,7 @@ pub struct ExitInfo {
 pub struct ScaleInfo {
     pub from: u32,
     pub to: u32,
-    /// What fixed the decision: `demand`, `hold`, `floor`, `max-replicas`, `not-idle-yet`, `idle`,
-    /// `wake` or `no-data`.
+    /// The rule of the autoscaler's horizontal axis that fixed it (`max-replicas`).
     pub bound_by: String,
     /// Active plus queued requests that it was made for; nothing where none were measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]

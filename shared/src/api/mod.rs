@@ -1,5 +1,6 @@
 //! The JSON of the REST API, and of the files by which agent and gateway of one node meet.
 
+pub mod autoscaler;
 mod blocked;
 pub mod certificates;
 pub mod events;
@@ -310,10 +311,16 @@ pub struct DecisionInfo {
     pub entity: EntityName,
     pub desired_replicas: u32,
     pub ready_replicas: u32,
+    /// What most replicas take at once.
     pub target_concurrency: u32,
+    /// Where that number comes from.
+    #[serde(default)]
+    pub target_origin: autoscaler::TargetOrigin,
     /// Active plus queued requests now.
     pub demand: Option<f64>,
+    /// The rule that fixed the number of replicas; empty before the first decision.
     pub bound_by: String,
+    /// Seconds since the last decision, or since the scheduler began to count before the first.
     pub age_s: f64,
 }
 

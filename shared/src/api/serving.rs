@@ -143,8 +143,14 @@ pub struct StokeholdEntity {
     /// Overrides the choice by the model's description.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runtime: Option<String>,
+    /// Requests that each replica takes at once. Given, it is pinned to this; left out, it is
+    /// learned from what the replicas do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_concurrency: Option<u32>,
+    /// The p95 of a request's time at the replica that must hold while the target is learned. Left
+    /// out: 1.5 times what it is at low load.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latency_objective_ms: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_replicas: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

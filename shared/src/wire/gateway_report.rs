@@ -28,6 +28,22 @@ pub struct ReplicaHealth {
     pub detail: String,
     #[prost(uint32, tag = "4")]
     pub in_flight: u32,
+    #[prost(message, optional, tag = "5")]
+    pub load: Option<ReplicaLoad>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct ReplicaLoad {
+    #[prost(uint32, tag = "1")]
+    pub over_ms: u32,
+    #[prost(double, tag = "2")]
+    pub active: f64,
+    #[prost(uint64, tag = "3")]
+    pub completions: u64,
+    #[prost(double, optional, tag = "4")]
+    pub p50_ms: Option<f64>,
+    #[prost(double, optional, tag = "5")]
+    pub p95_ms: Option<f64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
@@ -85,6 +101,7 @@ impl From<&checked::GatewayReport> for GatewayReport {
                     .into(),
                     detail: replica.detail.clone(),
                     in_flight: replica.in_flight,
+                    load: replica.load.as_ref().map(ReplicaLoad::from),
                 })
                 .collect(),
             traffic: report.traffic.iter().map(Traffic::from).collect(),
@@ -105,6 +122,7 @@ impl TryFrom<GatewayReport> for checked::GatewayReport {
                 },
                 detail: replica.detail,
                 in_flight: replica.in_flight,
+                load: replica.load.map(TryInto::try_into).transpose()?,
             })
         });
         Ok(Self {
@@ -119,12 +137,38 @@ impl TryFrom<GatewayReport> for checked::GatewayReport {
     }
 }
 
+impl From<&checked::ReplicaLoad> for ReplicaLoad {
+    fn from(load: &checked::ReplicaLoad) -> Self {
+        Self {
+            over_ms: millis(load.over),
+            active: load.active,
+            completions: load.completions,
+            p50_ms: load.p50_ms,
+            p95_ms: load.p95_ms,
+        }
+    }
+}
+
+impl TryFrom<ReplicaLoad> for checked::ReplicaLoad {
+    type Error = WireError;
+    fn try_from(load: ReplicaLoad) -> Result<Self, WireError> {
+        let measured = |field, value| measured("ReplicaLoad", field, value);
+        Ok(Self {
+            over: Duration::from_millis(load.over_ms.into()),
+            active: measured("active", load.active)?,
+            completions: load.completions,
+            p50_ms: load.p50_ms.map(|ms| measured("p50_ms", ms)).transpose()?,
+            p95_ms: load.p95_ms.map(|ms| measured("p95_ms", ms)).transpose()?,
+        })
+    }
+}
+
 impl From<&checked::EntityTraffic> for Traffic {
     fn from(traffic: &checked::EntityTraffic) -> Self {
         Self {
             endpoint: traffic.id.endpoint.to_string(),
             entity: traffic.id.entity.to_string(),
-            over_ms: u32::try_from(traffic.over.as_millis()).unwrap_or(u32::MAX),
+            over_ms: millis(traffic.over),
             arrivals: traffic.arrivals,
             completions: traffic.completions,
             rejected: traffic.rejected,
@@ -141,17 +185,7 @@ impl From<&checked::EntityTraffic> for Traffic {
 impl TryFrom<Traffic> for checked::EntityTraffic {
     type Error = WireError;
     fn try_from(traffic: Traffic) -> Result<Self, WireError> {
-        let load = |field, value: f64| {
-            if value.is_finite() && value >= 0.0 {
-                Ok(value)
-            } else {
-                Err(WireError::new(
-                    "Traffic",
-                    field,
-                    "expected a finite number of 0 or more",
-                ))
-            }
-        };
+        let load = |field, value| measured("Traffic", field, value);
         Ok(Self {
             id: ServedEntityId {
                 endpoint: text("Traffic", "endpoint", &traffic.endpoint)?,
@@ -171,9 +205,23 @@ impl TryFrom<Traffic> for checked::EntityTraffic {
     }
 }
 
+fn millis(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
+}
+
+fn measured(message: &'static str, field: &'static str, value: f64) -> Result<f64, WireError> {
+    if value.is_finite() && value >= 0.0 {
+        Ok(value)
+    } else {
+        let problem = "expected a finite number of 0 or more";
+        Err(WireError::new(message, field, problem))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::ReplicaId;
 
     #[test]
     fn a_load_that_is_not_a_number_is_refused() {
@@ -184,5 +232,54 @@ mod tests {
             ..Default::default()
         };
         assert!(checked::EntityTraffic::try_from(traffic).is_err());
+    }
+
+    fn health(load: Option<checked::ReplicaLoad>) -> checked::GatewayReport {
+        checked::GatewayReport {
+            routes: None,
+            replicas: vec![checked::ReplicaHealth {
+                id: ReplicaId::from_bits(1),
+                health: checked::Health::Healthy,
+                detail: String::new(),
+                in_flight: 3,
+                load,
+            }],
+            traffic: Vec::new(),
+        }
+    }
+
+    fn load() -> checked::ReplicaLoad {
+        checked::ReplicaLoad {
+            over: Duration::from_millis(1_000),
+            active: 2.5,
+            completions: 50,
+            p50_ms: Some(48.0),
+            p95_ms: None,
+        }
+    }
+
+    #[test]
+    fn a_replicas_load_survives_the_wire_and_its_absence_does_too() {
+        for report in [health(Some(load())), health(None)] {
+            let bytes = GatewayReport::from(&report).encode_to_vec();
+            let back = GatewayReport::decode(bytes.as_slice()).expect("decodes");
+            assert_eq!(checked::GatewayReport::try_from(back), Ok(report));
+        }
+    }
+
+    #[test]
+    fn a_replicas_load_that_is_not_a_number_or_below_zero_is_refused_by_its_field() {
+        type Spoil = fn(&mut ReplicaLoad);
+        let spoils: [(&str, Spoil); 3] = [
+            ("active", |load| load.active = -1.0),
+            ("p50_ms", |load| load.p50_ms = Some(f64::INFINITY)),
+            ("p95_ms", |load| load.p95_ms = Some(f64::NAN)),
+        ];
+        for (field, spoil) in spoils {
+            let mut wire = ReplicaLoad::from(&load());
+            spoil(&mut wire);
+            let error = checked::ReplicaLoad::try_from(wire).expect_err("refused");
+            assert!(error.to_string().contains(field), "{error}");
+        }
     }
 }

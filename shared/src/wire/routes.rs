@@ -69,6 +69,8 @@ pub struct Replica {
     pub node: String,
     #[prost(bool, tag = "3")]
     pub draining: bool,
+    #[prost(uint32, optional, tag = "4")]
+    pub target_concurrency: Option<u32>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -148,6 +150,7 @@ impl From<&checked::EndpointRoute> for Endpoint {
                             id: replica.id.to_string(),
                             node: replica.node.to_string(),
                             draining: replica.draining,
+                            target_concurrency: replica.target_concurrency,
                         })
                         .collect(),
                 })
@@ -220,10 +223,14 @@ impl TryFrom<Entity> for checked::EntityRoute {
             return Err(WireError::new("Entity", "percent", "is over 100"));
         }
         let replicas = entity.replicas.into_iter().map(|replica| {
+            if replica.target_concurrency == Some(0) {
+                return Err(WireError::new("Replica", "target_concurrency", "is zero"));
+            }
             Ok(checked::ReplicaRoute {
                 id: text("Replica", "id", &replica.id)?,
                 node: text("Replica", "node", &replica.node)?,
                 draining: replica.draining,
+                target_concurrency: replica.target_concurrency,
             })
         });
         Ok(Self {
@@ -257,11 +264,7 @@ mod tests {
                     percent: 100,
                     target_concurrency: 4,
                     invocations_path: "/invocations".into(),
-                    replicas: vec![checked::ReplicaRoute {
-                        id: ReplicaId::from_bits(5),
-                        node: NodeName::parse("n1").expect("valid"),
-                        draining: false,
-                    }],
+                    replicas: vec![replica(5, None), replica(8, Some(6))],
                 }],
             }],
             tokens: vec![checked::TokenGrant {
@@ -277,6 +280,22 @@ mod tests {
         }
     }
 
+    fn replica(id: u64, target_concurrency: Option<u32>) -> checked::ReplicaRoute {
+        checked::ReplicaRoute {
+            id: ReplicaId::from_bits(id),
+            node: NodeName::parse("n1").expect("valid"),
+            draining: false,
+            target_concurrency,
+        }
+    }
+
+    #[test]
+    fn a_replica_takes_what_its_own_route_says_and_else_what_the_entitys_does() {
+        let entity = &routes().endpoints[0].entities[0];
+        let limits = entity.replicas.iter().map(|r| entity.limit_of(r));
+        assert_eq!(limits.collect::<Vec<_>>(), [4, 6]);
+    }
+
     #[test]
     fn routes_survive_the_wire() {
         let bytes = Routes::from(&routes()).encode_to_vec();
@@ -288,6 +307,9 @@ mod tests {
     fn a_target_concurrency_of_zero_is_refused() {
         let mut bad = Routes::from(&routes());
         bad.endpoints[0].entities[0].target_concurrency = 0;
+        assert!(checked::Routes::try_from(bad).is_err());
+        let mut bad = Routes::from(&routes());
+        bad.endpoints[0].entities[0].replicas[0].target_concurrency = Some(0);
         assert!(checked::Routes::try_from(bad).is_err());
     }
 }

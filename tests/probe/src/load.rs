@@ -82,6 +82,21 @@ mod tests {
         assert_eq!(service_time(&flat, 1000).as_millis(), 10);
     }
 
+    #[test]
+    fn beyond_the_knee_more_requests_at_once_answer_no_more_of_them_each_second() {
+        let settings = Settings {
+            service_ms: 50,
+            knee: 6,
+            ..Settings::default()
+        };
+        let per_second =
+            |at_once: u32| f64::from(at_once) / service_time(&settings, at_once).as_secs_f64();
+        assert_eq!([3, 6].map(per_second), [60.0, 120.0]);
+        for at_once in [7, 12, 100] {
+            assert!((per_second(at_once) - 120.0).abs() < 1e-3, "{at_once}");
+        }
+    }
+
     #[tokio::test]
     async fn burning_takes_cpu_time() {
         let started = std::time::Instant::now();

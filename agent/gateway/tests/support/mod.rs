@@ -244,6 +244,7 @@ pub fn entity(name: &str, percent: u32, limit: u32, replicas: &[(u64, &str)]) ->
                 id: replica_id(n),
                 node: node_name(node),
                 draining: false,
+                target_concurrency: None,
             })
             .collect(),
     }
