@@ -7,15 +7,27 @@
 //!
 //! | module | what it holds |
 //! | --- | --- |
-//! | [`horizontal`] | the horizontal axis: replicas from demand |
-//! | [`window`] | the last seconds of a measured concurrency |
+//! | [`autoscaler`] | both axes of one served entity |
+//! | [`sample`] | what they are given |
+//! | [`explain`] | how a decision is told |
+//! | [`horizontal`], [`vertical`] | the two axes |
+//! | [`signal`] | what the horizontal axis reads out of the last seconds |
+//! | [`pool`] | how many nodes or slots should stand ready ahead of claims |
 //! | [`startup`] | how long a replica takes to become ready |
 
+pub mod autoscaler;
+mod block;
+mod curve;
+pub mod explain;
 pub mod horizontal;
 mod mono_millis;
+pub mod pool;
+pub mod sample;
+pub mod signal;
 pub mod startup;
-pub mod window;
+pub mod vertical;
 
-pub use horizontal::{Bound, Decision, HorizontalPolicy, Inputs, Observation, State};
+pub use autoscaler::{Autoscaler, ClassTarget, Orders, Policy};
+pub use explain::Explanation;
+pub use sample::{Group, HardwareClass, Resources, Sample};
 pub use startup::StartupTime;
-pub use window::DemandWindow;

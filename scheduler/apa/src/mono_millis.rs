@@ -12,3 +12,22 @@ pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
 ) -> Result<MonoTime, D::Error> {
     u64::deserialize(deserializer).map(MonoTime::from_millis)
 }
+
+/// The same for one that may be missing.
+pub(crate) mod optional {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+    use shared::units::MonoTime;
+
+    pub(crate) fn serialize<S: Serializer>(
+        at: &Option<MonoTime>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        at.map(MonoTime::as_millis).serialize(serializer)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<MonoTime>, D::Error> {
+        Ok(Option::<u64>::deserialize(deserializer)?.map(MonoTime::from_millis))
+    }
+}
