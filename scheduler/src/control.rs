@@ -290,10 +290,12 @@ impl Control {
         let revision = loop {
             match self.store.commit(writes.clone(), self.epoch).await? {
                 Ok(revision) => break revision,
-                Err(CommitError::NoRoom(short)) if writes.iter().flatten().all(is_event) => {
-                    // The log of events is not worth holding decisions up: what does not fit is told
-                    // from memory, and a restart does not know it.
-                    debug!(problem = %short, "events were not written");
+                Err(CommitError::NoRoom(short))
+                    if writes.iter().flatten().all(Op::is_expendable) =>
+                {
+                    // What happened and what was learned is not worth holding decisions up: it is in
+                    // memory, and a restart does not know it.
+                    debug!(problem = %short, "events and what was learned were not written");
                     return Ok(true);
                 }
                 Err(CommitError::NoRoom(short)) => {
@@ -394,10 +396,6 @@ impl Control {
             self.metrics.count_core(&self.core.census());
         }
     }
-}
-
-fn is_event(op: &Op) -> bool {
-    op.key().starts_with(scheduler_core::events::PREFIX)
 }
 
 fn context<'a>(clock: &Clock, chance: &'a mut StdRng) -> Context<'a> {

@@ -21,9 +21,11 @@ struct ByState {
     state: &'static str,
 }
 
+/// Rules are a small fixed set of words of the autoscaler's.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ByBound {
-    bound_by: &'static str,
+struct ByRule {
+    axis: &'static str,
+    rule: String,
 }
 
 type CountGauge = Gauge<i64, AtomicI64>;
@@ -33,7 +35,7 @@ pub struct Metrics {
     sessions: Family<ByRole, CountGauge>,
     endpoints: CountGauge,
     replicas: Family<ByState, CountGauge>,
-    decisions: Family<ByBound, Counter>,
+    decisions: Family<ByRule, Counter>,
 }
 
 impl Metrics {
@@ -67,8 +69,8 @@ impl Metrics {
             metrics.replicas.clone(),
         );
         registry.register(
-            "stokehold_scheduler_decisions",
-            "Decisions of the horizontal axis by what bound them",
+            "stokehold_scheduler_apa_decisions",
+            "Decisions of the autoscaler by axis and rule",
             metrics.decisions.clone(),
         );
         metrics
@@ -91,9 +93,12 @@ impl Metrics {
                 .get_or_create(&ByState { state })
                 .set(gauge(*count));
         }
-        for (bound_by, made) in &census.decisions {
-            let counter = self.decisions.get_or_create(&ByBound { bound_by });
-            counter.inc_by(made.saturating_sub(counter.get()));
+        for (axis, rules) in &census.decisions {
+            for (rule, made) in rules {
+                let rule = rule.clone();
+                let counter = self.decisions.get_or_create(&ByRule { axis, rule });
+                counter.inc_by(made.saturating_sub(counter.get()));
+            }
         }
     }
 }

@@ -51,7 +51,7 @@ impl Core {
         pass.drafts
             .extend(rolling.map(|pending| told::rollout_started(&name, &pending.config)));
         self.endpoints.insert(name.clone(), entry);
-        self.assign_sets(&name, pass.now);
+        self.assign_sets(&name);
         self.unwritten.endpoints.insert(name.clone());
         let note = Note::info(format!("endpoint created by {creator}"));
         pass.effects.notes.push(note.endpoint(&name));
@@ -78,7 +78,7 @@ impl Core {
         self.check_fits(&updated)?;
         pass.tell(started);
         self.endpoints.insert(name.clone(), updated);
-        self.assign_sets(name, pass.now);
+        self.assign_sets(name);
         self.unwritten.endpoints.insert(name.clone());
         let note = Note::info(format!("config version {version} is rolled out"));
         pass.effects.notes.push(note.endpoint(name));

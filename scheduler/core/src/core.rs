@@ -21,8 +21,10 @@ use crate::error::ApiError;
 use crate::event::{Ctx, Effects, Event};
 use crate::events::{Draft, Log};
 use crate::node::Node;
+use crate::pool::PoolKeeper;
 use crate::registry::Registry;
 use crate::replica::Replica;
+use crate::scaling::Decided;
 use crate::set::{ReplicaSet, SetId};
 use crate::settings::Settings;
 use crate::store_op::{Entries, RestoreError};
@@ -39,10 +41,11 @@ pub struct Core {
     pub(crate) replicas: BTreeMap<ReplicaId, Replica>,
     /// Why registries do not give images that runtimes name; of those that were asked.
     pub(crate) image_problems: BTreeMap<ImageRef, String>,
-    /// When the horizontal axis decides next.
-    pub(crate) next_decision: MonoTime,
-    /// Decisions of the horizontal axis so far, by what bound them.
-    pub(crate) decided: BTreeMap<&'static str, u64>,
+    /// When this process began to listen.
+    pub(crate) started: MonoTime,
+    /// Decisions so far, by axis and rule.
+    pub(crate) decided: Decided,
+    pub(crate) pools: PoolKeeper,
     pub(crate) unwritten: Unwritten,
     pub(crate) log: Log,
     pub(crate) plans: BTreeMap<NodeName, Plan>,
@@ -55,6 +58,8 @@ pub(crate) struct Unwritten {
     pub endpoints: BTreeSet<EndpointName>,
     pub replicas: BTreeSet<ReplicaId>,
     pub gateways: BTreeSet<NodeName>,
+    /// Keys of what was learned of sets that are no more.
+    pub forgotten: BTreeSet<String>,
 }
 
 /// One handling of one event: its time, its chance, and what it brings about.
@@ -73,8 +78,8 @@ pub struct Census {
     pub endpoints: usize,
     /// Those that have not ended, by their state.
     pub replicas: BTreeMap<&'static str, usize>,
-    /// The horizontal axis' decisions since the start, by what bound them.
-    pub decisions: BTreeMap<&'static str, u64>,
+    /// The autoscaler's decisions since the start, by axis (`horizontal`, `vertical`) and rule.
+    pub decisions: BTreeMap<&'static str, BTreeMap<String, u64>>,
 }
 
 impl<'a> Pass<'a> {
@@ -122,8 +127,9 @@ impl Core {
             sets: BTreeMap::new(),
             replicas: BTreeMap::new(),
             image_problems: BTreeMap::new(),
-            next_decision: now,
-            decided: BTreeMap::new(),
+            started: now,
+            decided: Decided::new(),
+            pools: PoolKeeper::new(now),
             unwritten: Unwritten::default(),
             log: Log::restore(entries),
             plans: BTreeMap::new(),

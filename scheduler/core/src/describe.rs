@@ -10,10 +10,12 @@ use shared::ids::{EntityName, NodeName, ReplicaId};
 use shared::report::{NodeCapacity, ReplicaPhase};
 use shared::units::MonoTime;
 
+use crate::axes::Axes;
 use crate::core::Core;
 use crate::endpoint::{Ended, Entry};
 use crate::error::ApiError;
 use crate::events::Filter;
+use crate::history::{History, Point};
 use crate::node::{Contact, Node};
 use crate::replica::{Replica, Stage};
 use crate::set::SetId;
@@ -39,19 +41,18 @@ impl Core {
         let active = entry.record.active.iter().flat_map(|c| &c.entities);
         let decisions = active.filter_map(|entity| {
             let set = self.sets.get(&entry.active_set(&entity.name)?)?;
-            let (decision, at) = set.decision?;
+            let history = entry.history.get(&entity.name);
+            let last = history.and_then(History::last_horizontal);
+            let decided = last.map_or(self.started, |kept| kept.at());
             Some(DecisionInfo {
                 entity: entity.name.clone(),
-                desired_replicas: decision.desired_replicas,
+                desired_replicas: set.desired(),
                 ready_replicas: self.ready_members(set),
-                target_concurrency: entity.scaling.target_concurrency,
-                demand: entry
-                    .demand
-                    .get(&entity.name)
-                    .and_then(|window| window.last())
-                    .map(|demand| demand.get()),
-                bound_by: decision.bound_by.as_str().into(),
-                age_s: age(at, self.now),
+                target_concurrency: set.axes.target()?,
+                target_origin: Axes::origin(entity, set.axes.targets().first()),
+                demand: history.and_then(History::last).map(Point::demand),
+                bound_by: last.map_or_else(String::new, |kept| kept.rule().to_owned()),
+                age_s: age(decided, self.now),
             })
         });
         EndpointDescription {

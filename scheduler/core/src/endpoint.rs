@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use apa::DemandWindow;
+use crate::history::History;
 use shared::ids::{EntityName, NodeName, ReplicaId, Revision};
 use shared::spec::{Endpoint, EndpointConfig, PendingConfig};
 use shared::units::MonoTime;
@@ -25,7 +25,7 @@ pub(crate) struct Entry {
     /// When the roll-out under way began, or the scheduler started.
     pub rollout_since: MonoTime,
     pub confirming: Option<Confirming>,
-    pub demand: BTreeMap<EntityName, DemandWindow>,
+    pub history: BTreeMap<EntityName, History>,
     /// Newest last.
     pub ended: VecDeque<Ended>,
 }
@@ -57,7 +57,7 @@ impl Entry {
             pending_generations: Generations::new(),
             rollout_since: now,
             confirming: None,
-            demand: BTreeMap::new(),
+            history: BTreeMap::new(),
             ended: VecDeque::new(),
         }
     }
@@ -77,6 +77,12 @@ impl Entry {
 
     pub(crate) fn active_set(&self, entity: &EntityName) -> Option<SetId> {
         self.set_id(&self.active_generations, entity)
+    }
+
+    /// The sets of the entities that serve.
+    pub(crate) fn active_sets(&self) -> Vec<SetId> {
+        let entities = self.active_generations.keys();
+        entities.filter_map(|it| self.active_set(it)).collect()
     }
 
     pub(crate) fn pending_set(&self, entity: &EntityName) -> Option<SetId> {

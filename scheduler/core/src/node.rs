@@ -7,9 +7,10 @@ use shared::ids::{ImageRef, ReplicaId, Revision, Role, ServedEntityId};
 use shared::manifest::ManifestId;
 use shared::report::{NodeCapacity, NodeSample};
 use shared::runtime::RuntimeTemplate;
-use shared::units::{Concurrency, MonoTime};
+use shared::units::MonoTime;
 
 use crate::events::nodes::Holds;
+use crate::traffic::Traffic;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Node {
@@ -52,8 +53,12 @@ pub(crate) struct Gateway {
     pub acked: Option<Revision>,
     pub peer_address: String,
     pub client_address: String,
-    /// Active plus queued requests of its last report; an entity that is absent had none.
-    pub demand: BTreeMap<ServedEntityId, Concurrency>,
+    /// Of its last whole second; an entity that is absent had none.
+    pub traffic: BTreeMap<ServedEntityId, Traffic>,
+    /// When that was reported, or since when it was waited for.
+    pub whole: MonoTime,
+    /// Whether there was one.
+    pub measured: bool,
 }
 
 /// Whether something can be believed.
@@ -89,7 +94,9 @@ impl Node {
                 acked: None,
                 peer_address: String::new(),
                 client_address: String::new(),
-                demand: BTreeMap::new(),
+                traffic: BTreeMap::new(),
+                whole: now,
+                measured: false,
             },
             holds: None,
             broken: BTreeSet::new(),

@@ -5,18 +5,16 @@
 
 use std::collections::BTreeMap;
 
-use apa::horizontal;
-use shared::ids::{NodeName, Role, ServedEntityId};
+use shared::ids::{NodeName, Role};
 use shared::report::{AgentReport, GatewayReport, Health, HoldState};
-use shared::units::{Concurrency, MonoTime};
+use shared::units::MonoTime;
 use shared::wire::{Peer, close};
 
 use crate::core::{Core, Pass};
 use crate::event::{Event, Note};
-use crate::events::endpoints::scaled;
 use crate::node::Node;
 use crate::replica::{Probed, Seen};
-use crate::set::policy;
+use crate::traffic::{WHOLE_SECOND, by_entity, is_whole};
 
 impl Core {
     pub(crate) fn observe(&mut self, event: Event, pass: &mut Pass<'_>) -> bool {
@@ -45,10 +43,9 @@ impl Core {
                 true
             }
             Event::GatewayReport { node, report } => self.gateway_report(&node, report, pass.now),
-            Event::Demand { id, queued } => self.demand(&id, queued, pass),
+            Event::Demand { id, queued } => self.wake(&id, queued, pass),
             Event::Tick => {
-                self.sample_demand(pass.now);
-                self.decide_sizes(pass);
+                self.run_axes(pass);
                 true
             }
         }
@@ -180,7 +177,14 @@ impl Core {
             .map(|(_, revision)| revision);
         let mut changed = first || gateway.acked != acked;
         gateway.acked = acked;
-        gateway.demand = demand_of(&report);
+        if first {
+            gateway.whole = now;
+        }
+        if is_whole(&report, gateway.whole, now) {
+            gateway.whole = now;
+            gateway.measured = true;
+            gateway.traffic = by_entity(&report);
+        }
         let mut said: BTreeMap<_, _> = report
             .replicas
             .into_iter()
@@ -190,9 +194,18 @@ impl Core {
             let Some(replica) = self.replicas.get_mut(&id) else {
                 continue;
             };
-            let (health, detail, in_flight) = match said.remove(&replica.id) {
-                Some(said) => (Some(said.health), said.detail, said.in_flight),
-                None => (None, String::new(), 0),
+            let (health, detail, in_flight, load) = match said.remove(&replica.id) {
+                Some(said) => (Some(said.health), said.detail, said.in_flight, said.load),
+                None => (None, String::new(), 0, None),
+            };
+            let before_it = &mut replica.probed;
+            let (load, loaded) = match load {
+                Some(load) => (Some(load), now),
+                // Between two whole seconds a report carries none.
+                None if now.saturating_since(before_it.loaded) < WHOLE_SECOND => {
+                    (before_it.load.take(), before_it.loaded)
+                }
+                None => (None, now),
             };
             let before: Option<Health> = replica.probed.health;
             let same = before == health && !first;
@@ -201,55 +214,11 @@ impl Core {
                 health,
                 detail,
                 in_flight,
+                load,
+                loaded,
                 since: if same { replica.probed.since } else { now },
             };
         }
         changed
     }
-
-    /// A request waits where there is no replica: what brings an entity back from zero at once.
-    fn demand(&mut self, id: &ServedEntityId, queued: u32, pass: &mut Pass<'_>) -> bool {
-        let set = self
-            .endpoints
-            .get(&id.endpoint)
-            .and_then(|entry| entry.active_set(&id.entity))
-            .and_then(|set| self.sets.get_mut(&set));
-        let Some((set, entity)) = set.and_then(|set| {
-            let entity = set.active.clone()?;
-            Some((set, entity))
-        }) else {
-            return false;
-        };
-        if set.desired(&self.settings) > 0 {
-            return false;
-        }
-        let policy = policy(&entity, &self.settings);
-        let (decision, axis) = horizontal::wake(&policy, set.axis.clone(), queued, pass.now);
-        set.axis = axis;
-        set.decision = Some((decision, pass.now));
-        set.waking = true;
-        *self.decided.entry(decision.bound_by.as_str()).or_default() += 1;
-        pass.tell(scaled(&entity, 0, &decision).endpoint(&id.endpoint));
-        pass.effects.notes.push(
-            Note::info(format!(
-                "{id} wakes from zero to {} replicas for {queued} waiting requests",
-                decision.desired_replicas
-            ))
-            .endpoint(&id.endpoint),
-        );
-        true
-    }
-}
-
-/// Active plus queued by entity. Numbers that are no load (a gateway's bug) count as none.
-fn demand_of(report: &GatewayReport) -> BTreeMap<ServedEntityId, Concurrency> {
-    let mut demand = BTreeMap::new();
-    for traffic in &report.traffic {
-        let load = Concurrency::new(traffic.active + traffic.queued).unwrap_or_default();
-        let sum = demand
-            .entry(traffic.id.clone())
-            .or_insert(Concurrency::ZERO);
-        *sum = *sum + load;
-    }
-    demand
 }

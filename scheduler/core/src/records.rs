@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `endpoint/NAME` | [`EndpointRecord`] |
 //! | `replica/ID` | [`ReplicaRecord`]: where a replica was placed, and all that its plan needs |
+//! | `learned/ENDPOINT-ID/ENTITY/GENERATION` | what a set's autoscaler learned (see `learned`) |
 //! | `gateway/NODE` | [`GatewayRecord`]: so that routes after a restart still name every gateway |
 
 use std::collections::BTreeMap;

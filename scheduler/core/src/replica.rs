@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shared::ids::{EndpointName, NodeName, ReplicaId, Revision};
-use shared::report::{Health, ReplicaExit, ReplicaPhase, ReplicaSample};
+use shared::report::{Health, ReplicaExit, ReplicaLoad, ReplicaPhase, ReplicaSample};
 use shared::runtime::RuntimeTemplate;
 use shared::spec::ServedEntity;
 use shared::units::MonoTime;
@@ -95,6 +95,9 @@ pub(crate) struct Probed {
     pub health: Option<Health>,
     pub detail: String,
     pub in_flight: u32,
+    /// Of the last whole second; `None` where nobody measured it.
+    pub load: Option<ReplicaLoad>,
+    pub loaded: MonoTime,
     /// When `health` last changed.
     pub since: MonoTime,
 }
@@ -236,6 +239,8 @@ impl Probed {
             health: None,
             detail: String::new(),
             in_flight: 0,
+            load: None,
+            loaded: now,
             since: now,
         }
     }

@@ -82,7 +82,7 @@ impl Core {
     /// from the node with most siblings, else the newest.
     fn surplus(&self, id: &SetId) -> Option<ReplicaId> {
         let set = self.sets.get(id)?;
-        let desired = set.desired(&self.settings) as usize;
+        let desired = set.desired() as usize;
         let counted: Vec<&Replica> = self.counted(set).collect();
         if counted.len() <= desired {
             return None;
@@ -113,7 +113,7 @@ impl Core {
         let Some(entity) = set.entity().cloned() else {
             return;
         };
-        let desired = set.desired(&self.settings);
+        let desired = set.desired();
         let there = u32::try_from(self.counted(set).count()).unwrap_or(u32::MAX);
         let missing = desired.saturating_sub(there);
         let mut blocked = None;
@@ -139,6 +139,7 @@ impl Core {
             pass.effects.notes.push(note);
         }
         set.blocked = blocked;
+        self.claim_missing(id, &entity.runtime);
         self.tell_blocked(id, missing, pass);
     }
 
@@ -209,6 +210,7 @@ impl Core {
         pass.effects.notes.push(note);
         self.unwritten.replicas.insert(replica.id.clone());
         self.insert_replica(replica.clone(), pass.now);
+        self.claim(&replica);
         pass.tell(self.placed(&replica));
         Ok(())
     }

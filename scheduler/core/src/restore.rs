@@ -8,6 +8,7 @@ use shared::units::MonoTime;
 
 use crate::core::Core;
 use crate::endpoint::Entry;
+use crate::learned::{self, Stored};
 use crate::node::Node;
 use crate::records::{
     ENDPOINTS, EndpointRecord, GATEWAYS, GatewayRecord, REPLICAS, ReplicaRecord, VERSION,
@@ -68,25 +69,34 @@ impl Core {
         }
         let names: Vec<EndpointName> = self.endpoints.keys().cloned().collect();
         for name in names {
-            self.assign_sets(&name, now);
+            self.assign_sets(&name);
         }
-        self.resume_sizes(now);
+        self.resume_axes(entries, now);
         self.resume_told(now);
         Ok(())
     }
 
-    /// As many replicas are wanted as were: a restart scales nothing by itself. What a roll-out waits
-    /// for depended on demand, which is not known yet.
-    fn resume_sizes(&mut self, now: MonoTime) {
-        for set in self.sets.values_mut() {
+    /// As many replicas are wanted as were, and what was learned is known: a restart scales nothing by
+    /// itself. What a roll-out waits for depended on demand, which is not known yet.
+    fn resume_axes(&mut self, entries: &Entries, now: MonoTime) {
+        let mut learned = learned::restore(entries);
+        for (id, set) in &mut self.sets {
             let members = set.members.iter().filter_map(|id| self.replicas.get(id));
             let there = members.filter(|replica| replica.counts()).count();
             let there = u32::try_from(there).unwrap_or(u32::MAX);
-            set.axis = apa::State::new(there, now);
+            let kept = learned.remove(&learned::key(id));
+            if kept.is_some() {
+                set.stored = Stored::read();
+            }
+            let kept = kept.flatten().unwrap_or_default();
+            set.startup = kept.startup;
+            set.axes.guess_from(kept.prior);
+            set.begin(kept.scaler, there, &self.settings, now);
             if set.active.is_none() && set.pending.is_some() {
                 set.needed = there;
             }
         }
+        self.unwritten.forgotten.extend(learned.into_keys());
     }
 }
 

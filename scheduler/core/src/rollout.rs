@@ -10,20 +10,25 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use apa::horizontal::replicas_for;
 use shared::ids::{EndpointName, EntityName};
-use shared::spec::{EndpointConfig, RolloutFailure, ServedEntity};
-use shared::units::MonoTime;
+use shared::spec::{DEFAULT_TARGET_CONCURRENCY, EndpointConfig, RolloutFailure, ServedEntity};
+use shared::units::{Concurrency, MonoTime};
 
 use crate::core::{Core, Pass};
 use crate::endpoint::{CONFIRM_LIMIT, Entry};
 use crate::event::Note;
 use crate::events::endpoints as told;
-use crate::scaling::observation;
-use crate::set::{ReplicaSet, SetId, policy};
+use crate::set::{ReplicaSet, SetId};
 
 /// A failure's message is cut to this, so that its record always fits the store.
 pub(crate) const MAX_FAILURE_BYTES: usize = 500;
+
+/// Stretches of demand that a roll-out is sized by: what is carried now, and a step that has just
+/// come.
+const LONG: Duration = Duration::from_secs(20);
+const SHORT: Duration = Duration::from_secs(3);
+/// Means are sums of fractions: a demand of exactly two replicas must not buy a third.
+const ROUNDING: f64 = 1e-6;
 
 /// What one pass finds of a roll-out.
 enum Progress {
@@ -67,7 +72,7 @@ impl Core {
     }
 
     /// Which sets an endpoint's configs want. Called whenever a config came, went or became active.
-    pub(crate) fn assign_sets(&mut self, name: &EndpointName, now: MonoTime) {
+    pub(crate) fn assign_sets(&mut self, name: &EndpointName) {
         let Some(entry) = self.endpoints.get(name) else {
             return;
         };
@@ -83,13 +88,13 @@ impl Core {
         let active = entry.record.active.as_ref();
         for (set_id, entity) in sets_of(active, |entity| entry.active_set(entity)) {
             let set = self.sets.entry(set_id);
-            let set = set.or_insert_with(|| ReplicaSet::new(name.clone(), 0, now));
+            let set = set.or_insert_with(|| ReplicaSet::new(name.clone()));
             set.active = Some(entity);
         }
         let pending = entry.rolling().map(|pending| &pending.config);
         for (set_id, entity) in sets_of(pending, |entity| entry.pending_set(entity)) {
             let set = self.sets.entry(set_id);
-            let set = set.or_insert_with(|| ReplicaSet::new(name.clone(), 0, now));
+            let set = set.or_insert_with(|| ReplicaSet::new(name.clone()));
             set.pending = Some(entity);
         }
     }
@@ -103,58 +108,84 @@ impl Core {
         let Some(pending) = entry.rolling() else {
             return;
         };
-        let carried = self.carried(entry, now);
+        let (carried, measured) = self.carried(entry, now);
         for entity in &pending.config.entities {
             let share = pending.config.traffic.iter();
             let percent = share
                 .filter(|share| share.entity == entity.name)
                 .map(|share| share.percent)
                 .sum::<u32>();
-            let policy = policy(entity, &self.settings);
             let load = carried * f64::from(percent) / 100.0;
+            let target = self.rollout_target(entry, entity);
             let Some(set) = entry
                 .pending_set(&entity.name)
                 .and_then(|id| self.sets.get_mut(&id))
             else {
                 continue;
             };
+            // What the last process waited for was made of measurements that this one does not have.
+            if !measured && set.needed > 0 {
+                continue;
+            }
             // What serves already has shown that it starts; it may be at zero. What is new must
             // start once, whatever its floor.
             let least = u32::from(set.active.is_none());
-            let need = replicas_for(load, policy.target_concurrency)
-                .max(policy.floor())
-                .max(least)
-                .min(policy.max_replicas.max(least));
-            let need = if set.active.is_some() && set.axis.desired() == 0 {
-                policy.floor()
+            let floor = set.axes.floor(entity);
+            let need = if set.active.is_some() && set.axes.desired() == 0 {
+                floor
             } else {
-                need
+                replicas_for(load, target)
+                    .max(floor)
+                    .max(least)
+                    .min(entity.scaling.max_replicas.max(least))
             };
             // Never less than before: a lull would otherwise stop a replica that is being started.
             set.needed = set.needed.max(need);
         }
     }
 
-    /// Requests at once that the endpoint carries: measured, or else what it is sized for.
-    fn carried(&self, entry: &Entry, now: MonoTime) -> f64 {
+    /// Requests at once that the endpoint carries: measured, or else what it is sized for; and whether
+    /// all of it was measured.
+    fn carried(&self, entry: &Entry, now: MonoTime) -> (f64, bool) {
         let entities = entry.record.active.iter().flat_map(|c| &c.entities);
-        entities
-            .map(|entity| {
-                let seen = observation(entry, &entity.name, None, now);
-                let measured = [seen.demand_long, seen.demand_short]
-                    .into_iter()
-                    .flatten()
-                    .map(|demand| demand.get())
-                    .reduce(f64::max);
-                let sized = || {
-                    let set = entry.active_set(&entity.name);
-                    let set = set.and_then(|id| self.sets.get(&id));
-                    let replicas = set.map_or(0, |set| set.desired(&self.settings));
-                    f64::from(replicas) * f64::from(entity.scaling.target_concurrency)
-                };
-                measured.unwrap_or_else(sized)
-            })
-            .sum()
+        entities.fold((0.0, true), |(sum, all_measured), entity| {
+            let history = entry.history.get(&entity.name);
+            let measured = [LONG, SHORT]
+                .into_iter()
+                .filter_map(|over| history?.demand(over, now))
+                .map(Concurrency::get)
+                .reduce(f64::max);
+            let sized = || {
+                let set = entry.active_set(&entity.name);
+                let set = set.and_then(|id| self.sets.get(&id));
+                let replicas = set.map_or(0, ReplicaSet::desired);
+                f64::from(replicas) * f64::from(self.rollout_target(entry, entity))
+            };
+            let load = measured.unwrap_or_else(sized);
+            (sum + load, all_measured && measured.is_some())
+        })
+    }
+
+    /// What a replica of an entity is thought to take while it is rolled out: what is fixed, what
+    /// was learned of its build, of others like it, or else of what serves in its endpoint now, which
+    /// it is to take the place of.
+    fn rollout_target(&self, entry: &Entry, entity: &ServedEntity) -> u32 {
+        let own = entry.pending_set(&entity.name);
+        let own = own.or_else(|| entry.active_set(&entity.name));
+        let own = own.and_then(|id| self.sets.get(&id)?.axes.target());
+        let others = || {
+            let serving = entry.active_sets().into_iter();
+            serving
+                .filter_map(|id| self.sets.get(&id)?.axes.target())
+                .max()
+        };
+        let pinned = entity.scaling.pinned_target;
+        pinned
+            .or(own)
+            .or_else(|| self.prior(&entry.record.id, entity))
+            .or_else(others)
+            .unwrap_or(DEFAULT_TARGET_CONCURRENCY)
+            .max(1)
     }
 
     fn progress(&self, name: &EndpointName, now: MonoTime) -> Progress {
@@ -210,22 +241,32 @@ impl Core {
         entry.switch(now);
         let version = entry.record.active.as_ref().map_or(0, |c| c.version);
         let entities: Vec<EntityName> = entry.active_generations.keys().cloned().collect();
-        entry.demand.retain(|entity, _| entities.contains(entity));
+        entry.history.retain(|entity, _| entities.contains(entity));
         let ids: Vec<SetId> = entities
             .iter()
             .filter_map(|e| entry.active_set(e))
             .collect();
-        for id in &ids {
-            let new = self.sets.get_mut(id).filter(|set| set.active.is_none());
-            // What the roll-out brought up is held like any need, until demand is known.
-            if let Some(set) = new {
-                set.axis = apa::State::new(set.needed, now);
+        let sets = ids.iter().filter_map(|id| self.sets.get(id));
+        let needed = sets.map(|set| set.needed).sum();
+        pass.tell(told::rollout_done(name, version, needed, took));
+        // Before what served is forgotten: the new begins with what the old has learned.
+        let new = ids
+            .into_iter()
+            .filter_map(|id| {
+                let set = self.sets.get(&id).filter(|set| set.active.is_none())?;
+                let prior = self.prior(&id.endpoint, set.pending.as_ref()?);
+                Some((id, set.needed, prior))
+            })
+            .collect::<Vec<_>>();
+        self.assign_sets(name);
+        for (id, needed, prior) in new {
+            if let Some(set) = self.sets.get_mut(&id) {
+                set.axes.guess_from(prior);
+                // What the roll-out brought up is held like any need, until demand is known.
+                set.begin(None, needed, &self.settings, now);
+                set.stored.changed();
             }
         }
-        let needed = ids.iter().filter_map(|id| self.sets.get(id));
-        let needed = needed.map(|set| set.needed).sum();
-        pass.tell(told::rollout_done(name, version, needed, took));
-        self.assign_sets(name, now);
         self.unwritten.endpoints.insert(name.clone());
         let text = format!("config version {version} serves");
         pass.effects.notes.push(Note::info(text).endpoint(name));
@@ -244,10 +285,17 @@ impl Core {
             pass.tell(told::rollout_failed(name, version, &failure));
             pending.failure = Some(failure);
         }
-        self.assign_sets(name, pass.now);
+        self.assign_sets(name);
         self.unwritten.endpoints.insert(name.clone());
         pass.effects.notes.push(Note::warn(text).endpoint(name));
     }
+}
+
+/// `ceil(demand / target)`.
+fn replicas_for(demand: f64, target: u32) -> u32 {
+    let replicas = demand / f64::from(target.max(1));
+    // `as` saturates, which is what an absurd demand deserves: the maximum binds.
+    (replicas - ROUNDING).ceil().max(0.0) as u32
 }
 
 /// The sets of a config's entities.

@@ -9,12 +9,14 @@ use std::sync::Arc;
 
 use shared::ids::{EndpointId, EntityName, Revision};
 use shared::routes::{EndpointRoute, EntityRoute, GatewayAddress, ReplicaRoute, Routes};
-use shared::spec::{EndpointConfig, ServedEntity};
+use shared::spec::{DEFAULT_TARGET_CONCURRENCY, EndpointConfig, ServedEntity};
 use shared::units::MonoTime;
 
 use crate::core::Core;
 use crate::endpoint::Entry;
+use crate::measured::class_of;
 use crate::replica::{Replica, Stage};
+use crate::set::SetId;
 
 /// Draining replicas by endpoint.
 type Draining<'a> = BTreeMap<&'a EndpointId, Vec<&'a Replica>>;
@@ -142,9 +144,9 @@ impl Core {
             Some(EntityRoute {
                 name: first.set.entity.clone(),
                 percent: 0,
-                target_concurrency: first.entity.scaling.target_concurrency,
+                target_concurrency: self.target_of_build(&first.set, &first.entity),
                 invocations_path: first.template.invocations_path.clone(),
-                replicas: leaving.iter().map(|replica| route(replica)).collect(),
+                replicas: leaving.iter().map(|replica| self.route(replica)).collect(),
             })
         }));
         Some(EndpointRoute {
@@ -162,8 +164,8 @@ impl Core {
         entity: &ServedEntity,
         leaving: &[&Replica],
     ) -> EntityRoute {
-        let set = entry.active_set(&entity.name);
-        let set = set.and_then(|id| self.sets.get(&id));
+        let id = entry.active_set(&entity.name);
+        let set = id.as_ref().and_then(|id| self.sets.get(id));
         let mut serving: Vec<&Replica> = set
             .into_iter()
             .flat_map(|set| self.counted(set))
@@ -180,20 +182,50 @@ impl Core {
                 .filter(|share| share.entity == entity.name)
                 .map(|share| share.percent)
                 .sum(),
-            target_concurrency: entity.scaling.target_concurrency,
+            target_concurrency: match &id {
+                Some(id) => self.target_of_build(id, entity),
+                None => target_before_axes(entity),
+            },
             invocations_path: template.map_or_else(
                 || "/invocations".to_owned(),
                 |template| template.invocations_path.clone(),
             ),
-            replicas: serving.iter().map(|replica| route(replica)).collect(),
+            replicas: serving.iter().map(|replica| self.route(replica)).collect(),
         }
+    }
+
+    /// What most replicas of a build take at once.
+    fn target_of_build(&self, id: &SetId, entity: &ServedEntity) -> u32 {
+        let target = self.sets.get(id).and_then(|set| set.axes.target());
+        target.unwrap_or_else(|| target_before_axes(entity)).max(1)
+    }
+
+    fn route(&self, replica: &Replica) -> ReplicaRoute {
+        ReplicaRoute {
+            id: replica.id.clone(),
+            node: replica.node.clone(),
+            draining: replica.draining(),
+            target_concurrency: self.own_target(replica),
+        }
+    }
+
+    /// What a replica takes at once, where it is not what most of its siblings do.
+    fn own_target(&self, replica: &Replica) -> Option<u32> {
+        let axes = &self.sets.get(&replica.set)?.axes;
+        if axes.uniform() {
+            return None;
+        }
+        let class = class_of(replica, self.nodes.get(&replica.node)?)?;
+        // One that drains has nothing left to find out.
+        let explores = axes.exploring(&class, &replica.id);
+        let explores = explores.filter(|_| replica.serves());
+        let target = explores.or_else(|| axes.target_of(Some(&class)));
+        target.filter(|target| Some(*target) != axes.target())
     }
 }
 
-fn route(replica: &Replica) -> ReplicaRoute {
-    ReplicaRoute {
-        id: replica.id.clone(),
-        node: replica.node.clone(),
-        draining: replica.draining(),
-    }
+/// The axes of an entity begin when it serves.
+fn target_before_axes(entity: &ServedEntity) -> u32 {
+    let pinned = entity.scaling.pinned_target;
+    pinned.unwrap_or(DEFAULT_TARGET_CONCURRENCY)
 }

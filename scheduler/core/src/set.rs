@@ -8,12 +8,15 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use apa::{Decision, HorizontalPolicy, StartupTime, State};
+use apa::startup::StartupTime;
+use apa::{Autoscaler, Policy};
 use shared::ids::{EndpointId, EndpointName, EntityName, NodeName, ReplicaId};
 use shared::spec::ServedEntity;
 use shared::units::MonoTime;
 
+use crate::axes::Axes;
 use crate::events::blocked::Told;
+use crate::learned::Stored;
 use crate::settings::Settings;
 
 /// The pause before a failed replica is replaced doubles from the first to the longest.
@@ -38,9 +41,10 @@ pub(crate) struct ReplicaSet {
     pub pending: Option<Arc<ServedEntity>>,
     /// Replicas that the roll-out waits for.
     pub needed: u32,
-    pub axis: State,
-    pub decision: Option<(Decision, MonoTime)>,
+    pub axes: Axes,
     pub startup: StartupTime,
+    /// What of this the store holds.
+    pub stored: Stored,
     pub backoff: Backoff,
     /// Failures since the roll-out began.
     pub rollout_failures: u32,
@@ -78,15 +82,15 @@ pub(crate) struct Backoff {
 }
 
 impl ReplicaSet {
-    pub(crate) fn new(endpoint: EndpointName, desired: u32, now: MonoTime) -> Self {
+    pub(crate) fn new(endpoint: EndpointName) -> Self {
         Self {
             endpoint,
             active: None,
             pending: None,
             needed: 0,
-            axis: State::new(desired, now),
-            decision: None,
+            axes: Axes::default(),
             startup: StartupTime::default(),
+            stored: Stored::default(),
             backoff: Backoff::default(),
             rollout_failures: 0,
             waking: false,
@@ -102,14 +106,33 @@ impl ReplicaSet {
     }
 
     /// How many replicas there should be: what the axis decided, or what a roll-out waits for.
-    pub(crate) fn desired(&self, settings: &Settings) -> u32 {
+    pub(crate) fn desired(&self) -> u32 {
         let active = self.active.as_ref().map_or(0, |entity| {
-            let policy = policy(entity, settings);
-            let (floor, max) = (policy.floor(), policy.max_replicas);
-            self.axis.desired().clamp(floor, max.max(floor))
+            let (floor, max) = (self.axes.floor(entity), entity.scaling.max_replicas);
+            self.axes.desired().clamp(floor, max.max(floor))
         });
         let pending = self.pending.as_ref().map_or(0, |_| self.needed);
         active.max(pending)
+    }
+
+    /// What its axes keep to; `None` where it does not serve.
+    pub(crate) fn policy(&self, settings: &Settings) -> Option<Policy> {
+        let entity = self.active.as_ref()?;
+        Some(self.axes.policy(entity, self.startup.get(), settings))
+    }
+
+    /// Its axes begin, where it serves: `desired` replicas are there or coming.
+    pub(crate) fn begin(
+        &mut self,
+        kept: Option<Autoscaler>,
+        desired: u32,
+        settings: &Settings,
+        now: MonoTime,
+    ) {
+        match self.policy(settings) {
+            Some(policy) => self.axes.begin(&policy, kept, desired, now),
+            None => self.axes.expect(desired),
+        }
     }
 }
 
@@ -128,21 +151,6 @@ impl Backoff {
 
     pub(crate) fn proven(&mut self) {
         *self = Self::default();
-    }
-}
-
-/// The bounds of an entity's horizontal axis.
-pub(crate) fn policy(entity: &ServedEntity, settings: &Settings) -> HorizontalPolicy {
-    HorizontalPolicy {
-        min_replicas: entity.scaling.min_replicas,
-        max_replicas: entity.scaling.max_replicas,
-        scale_to_zero: entity.scaling.scale_to_zero,
-        target_concurrency: entity.scaling.target_concurrency,
-        // Validation turned provisioned concurrency into the least number of replicas.
-        provisioned_concurrency: 0,
-        hold_min: settings.hold_min,
-        hold_max: settings.hold_max,
-        idle: settings.scale_to_zero_idle,
     }
 }
 

@@ -35,9 +35,11 @@ impl Core {
             .plans
             .retain(|plan| plans.iter().all(|newer| newer.node != plan.node));
         pass.effects.plans.extend(plans);
+        self.keep_pools(pass);
         self.remember(pass);
         let mut writes = self.take_writes();
         let rides = !writes.is_empty() || !pass.effects.writes.is_empty();
+        writes.extend(self.take_learned(rides, pass.now));
         writes.extend(self.log.take_writes(rides, pass.now));
         pass.effects.writes.extend(writes);
     }
@@ -160,6 +162,7 @@ impl Core {
                     set.waking = false;
                     if let Some(startup) = startup {
                         set.startup.record(startup);
+                        set.stored.changed();
                     }
                 }
             }
@@ -212,7 +215,7 @@ impl Core {
 
     pub(crate) fn insert_replica(&mut self, replica: Replica, now: MonoTime) {
         let set = self.sets.entry(replica.set.clone());
-        let set = set.or_insert_with(|| ReplicaSet::new(replica.endpoint.clone(), 0, now));
+        let set = set.or_insert_with(|| ReplicaSet::new(replica.endpoint.clone()));
         set.members.insert(replica.id.clone());
         let node = self.nodes.entry(replica.node.clone());
         let node = node.or_insert_with(|| Node::new(now));
@@ -231,11 +234,6 @@ impl Core {
         if let Some(node) = self.nodes.get_mut(&replica.node) {
             node.replicas.remove(id);
         }
-    }
-
-    fn forget_unwanted_sets(&mut self) {
-        self.sets
-            .retain(|_, set| set.entity().is_some() || !set.members.is_empty());
     }
 
     /// What differs from the store, as it is now: one operation a record.
@@ -265,6 +263,8 @@ impl Core {
                 },
             });
         }
+        let forgotten = unwritten.forgotten.into_iter();
+        writes.extend(forgotten.map(|key| Op::Delete { key }));
         for name in unwritten.gateways {
             let Some(node) = self.nodes.get(&name) else {
                 let key = gateway_key(&name);

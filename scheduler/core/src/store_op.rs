@@ -30,6 +30,13 @@ impl Op {
         Ok(Op::Put { key, value })
     }
 
+    /// Whether the fleet goes on as well without it: what happened, and what was learned. A store
+    /// without room for these holds no decision up.
+    pub fn is_expendable(&self) -> bool {
+        let key = self.key();
+        key.starts_with(crate::events::PREFIX) || key.starts_with(crate::learned::PREFIX)
+    }
+
     pub fn key(&self) -> &str {
         match self {
             Op::Put { key, .. } | Op::Delete { key } => key,

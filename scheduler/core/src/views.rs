@@ -94,7 +94,7 @@ impl Core {
         let Some(set) = set.and_then(|id| self.sets.get(&id)) else {
             return entity_state(RECOVERING, "");
         };
-        let desired = set.desired(&self.settings);
+        let desired = set.desired();
         let ready = self.ready_members(set);
         if ready >= desired {
             let at_zero = desired == 0 && ready == 0;
@@ -229,6 +229,7 @@ fn entity_output(
     let (size, bounds) = match &entity.sizing {
         Sizing::WorkloadSize(size) => (Some(size.clone()), None),
         Sizing::Concurrency { min, max } => (None, Some((*min, *max))),
+        Sizing::Unstated => (None, None),
     };
     let (model, version) = (entity.model.to_string(), entity.model_version.to_string());
     ServedEntityOutput {
@@ -248,7 +249,8 @@ fn entity_output(
         state,
         stokehold: StokeholdEntity {
             runtime: Some(entity.runtime.to_string()),
-            target_concurrency: Some(entity.scaling.target_concurrency),
+            target_concurrency: entity.scaling.pinned_target,
+            latency_objective_ms: entity.scaling.latency_objective_ms,
             min_replicas: Some(entity.scaling.min_replicas),
             max_replicas: Some(entity.scaling.max_replicas),
             memory_bytes: Some(entity.resources.memory_bytes),

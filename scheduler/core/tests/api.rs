@@ -4,6 +4,7 @@ mod sim;
 
 use scheduler_core::ApiError;
 use serde_json::{Value, json};
+use shared::api::autoscaler::TargetOrigin;
 use shared::api::serving::{ConfigInput, CreateEndpoint, Detailed};
 use sim::{Behaviour, Sim};
 
@@ -258,6 +259,10 @@ fn each_refusal_names_its_field_and_changes_nothing() {
             "served_entities[0].stokehold.target_concurrency: ",
         ),
         (
+            with_entity(json!({"stokehold": {"latency_objective_ms": 0}})),
+            "served_entities[0].stokehold.latency_objective_ms: ",
+        ),
+        (
             with_entity(json!({"stokehold": {"memory_bytes": 1000}})),
             "served_entities[0].stokehold.memory_bytes ",
         ),
@@ -310,27 +315,32 @@ fn what_clients_send_without_meaning_it_is_accepted() {
 #[test]
 fn sizes_become_bounds_of_replicas() {
     let table = [
-        (json!({}), (1, 4, 4)),
-        (json!({"workload_size": "Small"}), (1, 1, 4)),
-        (json!({"workload_size": "Medium"}), (2, 4, 4)),
-        (json!({"workload_size": "Large"}), (4, 16, 4)),
+        // Least and most replicas, and the target where it is pinned.
+        (json!({}), (1, 4, None)),
+        (json!({"workload_size": "Small"}), (1, 1, None)),
+        (json!({"workload_size": "Medium"}), (1, 4, None)),
+        (json!({"workload_size": "Large"}), (1, 16, None)),
         (
             json!({"workload_size": "Medium", "scale_to_zero_enabled": true}),
-            (0, 4, 4),
+            (0, 4, None),
         ),
         (
             json!({"min_provisioned_concurrency": 4, "max_provisioned_concurrency": 1024}),
-            (1, 256, 4),
+            (1, 256, None),
         ),
         (
             json!({"workload_size": "Large", "stokehold": {"target_concurrency": 10}}),
-            (2, 7, 10),
+            (2, 7, Some(10)),
+        ),
+        (
+            json!({"workload_size": "Medium", "stokehold": {"target_concurrency": 4}}),
+            (2, 4, Some(4)),
         ),
         (
             json!({"workload_size": "Large", "stokehold": {"max_replicas": 2}}),
-            (2, 2, 4),
+            (1, 2, None),
         ),
-        (json!({"stokehold": {"min_replicas": 9}}), (9, 9, 4)),
+        (json!({"stokehold": {"min_replicas": 9}}), (9, 9, None)),
     ];
     for (fields, expected) in table {
         let made = create(&mut cluster(), &with_entity(fields.clone())).expect("valid");
@@ -339,7 +349,7 @@ fn sizes_become_bounds_of_replicas() {
         let found = (
             ours.min_replicas.expect("answered"),
             ours.max_replicas.expect("answered"),
-            ours.target_concurrency.expect("answered"),
+            ours.target_concurrency,
         );
         assert_eq!(found, expected, "{fields}");
         assert_eq!(
@@ -488,7 +498,8 @@ fn the_answers_have_the_vendors_shape() {
     let body = json!({
         "name": "e", "description": "flowers", "tags": [{"key": "team"}],
         "config": {"served_entities": [
-            {"entity_name": "a.b.flower", "entity_version": 1, "workload_size": "Small"}
+            {"entity_name": "a.b.flower", "entity_version": 1, "workload_size": "Small",
+             "stokehold": {"target_concurrency": 4}}
         ]},
     });
     create(&mut sim, &body).expect("valid");
@@ -501,9 +512,19 @@ fn the_answers_have_the_vendors_shape() {
         "described",
         pretty(&sim.core.describe("e").expect("exists").replicas)
     );
-    insta::assert_snapshot!(
-        "decisions",
-        pretty(&sim.core.describe("e").expect("exists").decisions)
+    let decisions = sim.core.describe("e").expect("exists").decisions;
+    let [decision] = &decisions[..] else {
+        panic!("one entity: {decisions:?}");
+    };
+    assert_eq!(
+        (decision.desired_replicas, decision.ready_replicas),
+        (1, 1),
+        "{decision:?}"
+    );
+    assert_eq!(decision.demand, Some(0.0));
+    assert_eq!(
+        (decision.target_concurrency, decision.target_origin),
+        (4, TargetOrigin::Pinned)
     );
     insta::assert_snapshot!("nodes", pretty(&sim.core.nodes()));
     let node = shared::ids::NodeName::parse("n1").expect("valid");

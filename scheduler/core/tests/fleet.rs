@@ -147,6 +147,7 @@ fn a_roll_out_waits_for_as_many_replicas_after_a_restart_as_before_it() {
     let bounded = shared::api::serving::ServedEntityInput {
         stokehold: Some(shared::api::serving::StokeholdEntity {
             max_replicas: Some(1),
+            target_concurrency: Some(sim::fixtures::TARGET),
             ..Default::default()
         }),
         ..entity("iris", 1)
@@ -410,15 +411,16 @@ fn a_runtime_that_needs_gpus_has_its_image_only_on_nodes_with_as_many() {
 fn load_brings_replicas_at_once_and_its_end_takes_them_only_after_the_hold() {
     let mut sim = deployed();
     sim.set_load("iris", "iris-1", 10.0);
-    let took = sim.until("three replicas", 25, |sim| sim.serving("iris") == 3);
+    let took = sim.until("three replicas", 25, |sim| sim.serving("iris") >= 3);
     assert!(took <= 20, "took {took} s");
     let on: Vec<usize> = sim.nodes.values().map(|it| it.containers.len()).collect();
     assert!(on.iter().all(|count| *count >= 1), "spread: {on:?}");
+    // Starts took five seconds: the hold is twenty of them, and most of it was busy.
+    sim.steps(90);
     sim.set_load("iris", "iris-1", 1.0);
-    // Starts took five seconds: the hold is twenty of them.
-    sim.steps(95);
-    assert_eq!(sim.serving("iris"), 3, "held");
-    sim.until("one replica again", 40, |sim| {
+    sim.steps(60);
+    assert!(sim.serving("iris") >= 3, "held");
+    sim.until("one replica again", 240, |sim| {
         sim.serving("iris") == 1 && sim.containers("iris") == 1
     });
 }
@@ -459,7 +461,7 @@ fn an_idle_entity_goes_to_zero_and_a_waiting_request_brings_it_back_at_once() {
 #[test]
 fn a_lost_nodes_replicas_are_replaced_and_drain_when_it_comes_back_with_them() {
     let mut sim = deployed();
-    sim.set_load("iris", "iris-1", 2.0);
+    sim.set_load("iris", "iris-1", 1.0);
     sim.steps(3);
     let home = sim.route("iris").expect("there").entities[0].replicas[0].clone();
     let other = if home.node.as_str() == "n1" {
@@ -506,7 +508,9 @@ fn a_dead_nodes_replicas_are_replaced_and_nothing_of_them_comes_back() {
 fn a_restarted_scheduler_moves_nothing() {
     let mut sim = deployed();
     sim.set_load("iris", "iris-1", 10.0);
-    sim.until("three replicas", 25, |sim| sim.serving("iris") == 3);
+    sim.until("three replicas", 25, |sim| sim.serving("iris") >= 3);
+    // A restart in the middle of a change would be told by the change, not by the restart.
+    sim.steps(10);
     sim.push_model("iris", Behaviour::starts_in(20));
     sim.update("iris", config(vec![entity("iris", 2)]))
         .expect("valid");

@@ -17,6 +17,7 @@ mod logs;
 mod models;
 mod nodes;
 pub mod openapi;
+mod pools;
 mod renew;
 mod routes;
 mod serving;
@@ -170,7 +171,10 @@ fn stokehold() -> Routes {
         .route("/version", get(version))
         .route("/whoami", get(whoami))
         .route("/events", get(events::list))
+        .route("/pools", get(pools::list))
         .route("/endpoints/{name}", get(endpoints::describe))
+        .route("/endpoints/{name}/explain", get(endpoints::explain))
+        .route("/endpoints/{name}/series", get(endpoints::series))
         .route("/endpoints/{name}/logs", get(logs::as_lines))
         .route("/chunks/missing", post(models::missing_chunks))
         .route("/chunks/{digest}", put(models::put_chunk))

@@ -4,6 +4,7 @@ mod auth;
 mod certificates;
 mod cluster;
 mod events;
+mod explain;
 mod join;
 mod logs;
 mod models;

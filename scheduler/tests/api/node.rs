@@ -182,6 +182,7 @@ fn gateway_report(seen: &Seen) -> GatewayReport {
                 health: Health::Healthy,
                 detail: String::new(),
                 in_flight: 0,
+                load: None,
             })
             .collect(),
         traffic: vec![],

@@ -20,7 +20,7 @@ const TEMPLATE: &str = r#"
     cpu_millis = 100
 "#;
 
-async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+pub(crate) async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let begun = Instant::now();
     loop {
         if let Some(found) = look().await {
@@ -38,7 +38,7 @@ async fn endpoint_state(cluster: &Cluster) -> Value {
 }
 
 /// A cluster with a runtime, its image and a model.
-async fn prepared() -> Cluster {
+pub(crate) async fn prepared() -> Cluster {
     let cluster = Cluster::start_with(|config| {
         let template = config.runtimes_dirs[0].join("mlflow.toml");
         std::fs::write(template, TEMPLATE).expect("writes");
@@ -103,7 +103,7 @@ async fn import_image(cluster: &Cluster) {
     assert_eq!(image["layers"], 1, "{image}");
 }
 
-async fn deployed(cluster: &Cluster) -> (Membership, Node) {
+pub(crate) async fn deployed(cluster: &Cluster) -> (Membership, Node) {
     let body = json!({
         "name": "iris",
         "config": {"served_entities": [{"entity_name": "iris", "entity_version": 1}]},

@@ -1,6 +1,6 @@
 //! What is told of endpoints: their configs, their sizes, and what stands in a replica's way.
 
-use apa::{Bound, Decision};
+use apa::Orders;
 use shared::api::events::{EventKind, ScaleInfo};
 use shared::ids::{EndpointName, EntityName};
 use shared::spec::{EndpointConfig, RolloutFailure, ServedEntity};
@@ -80,30 +80,18 @@ pub(crate) fn no_room(endpoint: &EndpointName, entity: &EntityName, reason: &str
 }
 
 /// A change of how many replicas are wanted, with the numbers that it was made from.
-pub(crate) fn scaled(entity: &ServedEntity, from: u32, decision: &Decision) -> Draft {
-    let inputs = &decision.inputs;
-    let seen = &inputs.observation;
-    let demand = [seen.demand_long, seen.demand_short];
-    let demand = demand.into_iter().flatten().map(|it| it.get());
-    let demand = demand.reduce(f64::max);
-    let to = decision.desired_replicas;
-    let target = entity.scaling.target_concurrency;
-    let load = match demand {
-        Some(demand) => format!("{demand:.1} requests at once, {target} a replica"),
-        None => "no demand was measured".to_owned(),
-    };
-    let why = match decision.bound_by {
-        Bound::Demand => load,
-        Bound::Hold => format!("{load}; {} were needed lately", inputs.held),
-        Bound::Floor => format!("{load}; the minimum is {to}"),
-        Bound::MaxReplicas => {
-            let need = inputs.need.unwrap_or(to);
-            format!("{load}; that asks for {need}, the maximum is {to}")
-        }
-        Bound::NotIdleYet => format!("{load}; not idle for long enough to go to zero"),
-        Bound::Idle => "no request for the idle time".to_owned(),
-        Bound::Wake => "a request waits, and there was no replica".to_owned(),
-        Bound::NoData => "nothing was measured".to_owned(),
+pub(crate) fn scaled(
+    entity: &ServedEntity,
+    from: u32,
+    orders: &Orders,
+    demand: Option<f64>,
+) -> Draft {
+    let (to, target) = (orders.desired_replicas, orders.target_concurrency());
+    let explanation = orders.horizontal.as_ref().map(|it| &it.explanation);
+    let why = match (explanation, demand) {
+        (Some(explanation), _) => explanation.because.clone(),
+        (None, Some(demand)) => format!("{demand:.1} requests at once, {target} a replica"),
+        (None, None) => "nothing was measured".to_owned(),
     };
     let message = format!("{} goes from {from} to {to} replicas", entity.name);
     Draft::normal(EventKind::Scaled, message)
@@ -112,7 +100,7 @@ pub(crate) fn scaled(entity: &ServedEntity, from: u32, decision: &Decision) -> D
         .scale(ScaleInfo {
             from,
             to,
-            bound_by: decision.bound_by.as_str().into(),
+            bound_by: explanation.map_or_else(String::new, |it| it.rule.to_string()),
             demand,
             target_concurrency: target,
         })

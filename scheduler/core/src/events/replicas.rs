@@ -94,7 +94,7 @@ impl Core {
         let message = format!("replica placed on {}{after}", replica.node);
         let set = self.sets.get(&replica.set);
         let there = set.map_or(0, |set| self.counted(set).count());
-        let wanted = set.map_or(0, |set| set.desired(&self.settings));
+        let wanted = set.map_or(0, |set| set.desired());
         Draft::normal(EventKind::ReplicaPlaced, message)
             .because(format!("{wanted} wanted, {there} there or coming"))
             .counting(fails)

@@ -8,13 +8,15 @@ use crate::error::ApiError;
 
 /// The vendor's sizes: lower and upper bound of concurrency.
 const SIZES: [(&str, u32, u32); 3] = [("Small", 4, 4), ("Medium", 8, 16), ("Large", 16, 64)];
-/// Without a size: one replica, and up to four of the default concurrency where demand asks for them.
-const DEFAULT_BOUNDS: (u32, u32) = (4, 16);
+/// Replicas at most where neither a size nor a maximum says it.
+const DEFAULT_MAX_REPLICAS: u32 = 4;
 /// The vendor counts concurrency in fours.
 const UNIT: u32 = 4;
 /// The vendor's limit for one entity.
 const MAX_CONCURRENCY: u32 = 1024;
 const MAX_REPLICAS: u32 = 1000;
+/// An hour: no request at a replica lasts longer.
+const MAX_OBJECTIVE_MS: u32 = 3_600_000;
 
 pub(crate) fn checked(
     input: &ServedEntityInput,
@@ -22,15 +24,21 @@ pub(crate) fn checked(
 ) -> Result<(Scaling, Sizing), ApiError> {
     let ours = input.stokehold.clone().unwrap_or_default();
     let scale_to_zero = input.scale_to_zero_enabled.unwrap_or(false);
-    let target = target_concurrency(&ours, field)?;
-    let (sizing, least, most) = sizing(input, scale_to_zero, field)?;
-    let replicas = |units: u32| units.div_ceil(target);
-    let sized_min = if scale_to_zero {
-        0
-    } else {
-        replicas(least).max(1)
+    let pinned = pinned_target(&ours, field)?;
+    let (sizing, units) = sizing(input, scale_to_zero, field)?;
+    // A size is in requests at once. Its lower bound is kept as that, and becomes replicas by what
+    // each of them turns out to take; the upper one bounds what may be spent, before anybody knows
+    // that: in the vendor's units, unless a target is given.
+    let unit = pinned.unwrap_or(DEFAULT_TARGET_CONCURRENCY);
+    let (least, sized_max) = units.map_or((0, DEFAULT_MAX_REPLICAS), |(least, most)| {
+        (least, most.div_ceil(unit).max(1))
+    });
+    let provisioned_concurrency = if scale_to_zero { 0 } else { least };
+    let sized_min = match pinned {
+        _ if scale_to_zero => 0,
+        Some(target) => least.div_ceil(target).max(1),
+        None => 1,
     };
-    let sized_max = replicas(most).max(1);
     let min_replicas = match (ours.min_replicas, ours.max_replicas) {
         (Some(min), _) => min,
         // An own maximum below the size's minimum says that less is wanted.
@@ -71,21 +79,31 @@ pub(crate) fn checked(
         min_replicas,
         max_replicas,
         scale_to_zero,
-        target_concurrency: target,
+        provisioned_concurrency,
+        pinned_target: pinned,
+        latency_objective_ms: latency_objective(&ours, field)?,
     };
     Ok((scaling, sizing))
 }
 
-fn target_concurrency(ours: &StokeholdEntity, field: &str) -> Result<u32, ApiError> {
-    let target = ours
-        .target_concurrency
-        .unwrap_or(DEFAULT_TARGET_CONCURRENCY);
-    if (1..=MAX_CONCURRENCY).contains(&target) {
-        Ok(target)
-    } else {
-        Err(ApiError::invalid(format!(
-            "{field}.stokehold.target_concurrency: expected 1 to {MAX_CONCURRENCY}, got {target}"
-        )))
+fn pinned_target(ours: &StokeholdEntity, field: &str) -> Result<Option<u32>, ApiError> {
+    match ours.target_concurrency {
+        Some(target) if !(1..=MAX_CONCURRENCY).contains(&target) => {
+            Err(ApiError::invalid(format!(
+                "{field}.stokehold.target_concurrency: expected 1 to {MAX_CONCURRENCY}, got {target}; leave \
+                 it out to have it learned"
+            )))
+        }
+        given => Ok(given),
+    }
+}
+
+fn latency_objective(ours: &StokeholdEntity, field: &str) -> Result<Option<u32>, ApiError> {
+    match ours.latency_objective_ms {
+        Some(ms) if !(1..=MAX_OBJECTIVE_MS).contains(&ms) => Err(ApiError::invalid(format!(
+            "{field}.stokehold.latency_objective_ms: expected 1 to {MAX_OBJECTIVE_MS}, got {ms}"
+        ))),
+        given => Ok(given),
     }
 }
 
@@ -94,7 +112,7 @@ fn sizing(
     input: &ServedEntityInput,
     scale_to_zero: bool,
     field: &str,
-) -> Result<(Sizing, u32, u32), ApiError> {
+) -> Result<(Sizing, Option<(u32, u32)>), ApiError> {
     let bounds = (
         input.min_provisioned_concurrency,
         input.max_provisioned_concurrency,
@@ -114,9 +132,9 @@ fn sizing(
                     shown(size)
                 ))
             })?;
-            return Ok((Sizing::WorkloadSize((*name).into()), *min, *max));
+            return Ok((Sizing::WorkloadSize((*name).into()), Some((*min, *max))));
         }
-        (None, (None, None)) => DEFAULT_BOUNDS,
+        (None, (None, None)) => return Ok((Sizing::Unstated, None)),
         (None, (Some(min), Some(max))) => (min, max),
         (None, (Some(_), None)) => {
             return Err(ApiError::invalid(format!(
@@ -147,5 +165,5 @@ fn sizing(
             min.max(UNIT)
         )));
     }
-    Ok((Sizing::Concurrency { min, max }, min, max))
+    Ok((Sizing::Concurrency { min, max }, Some((min, max))))
 }

@@ -88,7 +88,21 @@ pub(crate) fn contents(tag: &str, description: Description) -> ModelContents {
     }
 }
 
+/// What replicas of [`entity`] take at once: pinned, so that no scenario hangs on what is learned.
+pub(crate) const TARGET: u32 = 4;
+
 pub(crate) fn entity(model: &str, version: u32) -> ServedEntityInput {
+    ServedEntityInput {
+        stokehold: Some(StokeholdEntity {
+            target_concurrency: Some(TARGET),
+            ..StokeholdEntity::default()
+        }),
+        ..learning(model, version)
+    }
+}
+
+/// One whose target is learned.
+pub(crate) fn learning(model: &str, version: u32) -> ServedEntityInput {
     ServedEntityInput {
         entity_name: Some(model.into()),
         entity_version: Some(version.to_string()),
@@ -100,6 +114,7 @@ pub(crate) fn entity(model: &str, version: u32) -> ServedEntityInput {
 pub(crate) fn bounded(model: &str, version: u32, min: u32, max: u32) -> ServedEntityInput {
     ServedEntityInput {
         stokehold: Some(StokeholdEntity {
+            target_concurrency: Some(TARGET),
             min_replicas: Some(min),
             max_replicas: Some(max),
             ..StokeholdEntity::default()

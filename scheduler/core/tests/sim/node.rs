@@ -10,7 +10,8 @@ use shared::manifest::ManifestId;
 use shared::plan::{Acceptance, Plan, PlannedReplica, accept};
 use shared::report::{
     AgentReport, EntityTraffic, GatewayReport, Gpu, Health, HoldState, ImageStatus, ModelStatus,
-    NodeCapacity, NodeSample, ReplicaExit, ReplicaHealth, ReplicaPhase, ReplicaStatus,
+    NodeCapacity, NodeSample, ReplicaExit, ReplicaHealth, ReplicaLoad, ReplicaPhase, ReplicaSample,
+    ReplicaStatus,
 };
 use shared::routes::Routes;
 use shared::units::MonoTime;
@@ -34,6 +35,10 @@ pub(crate) struct SimNode {
     pub(crate) plan: Option<Plan>,
     pub(crate) containers: BTreeMap<ReplicaId, Container>,
     pub(crate) routes: Option<Arc<Routes>>,
+    /// Its gateway measures what each replica does, as older ones do not.
+    pub(crate) gateway_measures: bool,
+    /// Requests at once beyond which a replica only answers later.
+    pub(crate) knee: f64,
     /// Probes of these fail.
     pub(crate) sick: Vec<ReplicaId>,
     /// Replicas that were stopped while requests were in them.
@@ -49,6 +54,8 @@ pub(crate) struct Container {
     pub(crate) exit: Option<(i32, bool)>,
     pub(crate) healthy: bool,
     pub(crate) in_flight: u32,
+    /// Requests at once that it works on.
+    pub(crate) share: f64,
 }
 
 impl SimNode {
@@ -74,6 +81,8 @@ impl SimNode {
             plan: None,
             containers: BTreeMap::new(),
             routes: None,
+            gateway_measures: true,
+            knee: 1e6,
             sick: Vec::new(),
             cut: Vec::new(),
             was_agent: false,
@@ -133,6 +142,7 @@ impl SimNode {
                     exit: None,
                     healthy: false,
                     in_flight: 0,
+                    share: 0.0,
                 });
         }
         let wanted = |id: &ReplicaId| plan.replicas.iter().any(|it| it.id == *id);
@@ -205,7 +215,12 @@ impl SimNode {
                 code,
                 out_of_memory,
             }),
-            sample: None,
+            sample: Some(ReplicaSample {
+                cpu_cores: Some(container.share / self.knee),
+                memory_bytes: Some(256 << 20),
+                memory_limit_bytes: Some(1 << 30),
+                ..ReplicaSample::default()
+            }),
         });
         let plan = self.plan.as_ref();
         let images = plan.into_iter().flat_map(|plan| &plan.images);
@@ -237,13 +252,16 @@ impl SimNode {
         entry: bool,
     ) -> GatewayReport {
         let sick = self.sick.clone();
-        let picked: Vec<ReplicaId> = self.picked(load);
+        let offered = self.offered(load);
+        let (knee, measures) = (self.knee, self.gateway_measures);
         let replicas = self
             .containers
             .iter_mut()
             .filter(|(_, container)| container.phase == ReplicaPhase::Running)
             .map(|(id, container)| {
-                container.in_flight = u32::from(picked.contains(id));
+                let offered = offered.iter().find(|it| it.replicas.contains(id));
+                container.share = offered.map_or(0.0, Offered::share);
+                container.in_flight = u32::from(container.share > 0.0);
                 ReplicaHealth {
                     id: id.clone(),
                     health: match (container.healthy, sick.contains(id)) {
@@ -253,25 +271,27 @@ impl SimNode {
                     },
                     detail: String::new(),
                     in_flight: container.in_flight,
+                    load: measures.then(|| replica_load(container.share, knee)),
                 }
             })
             .collect();
-        let traffic = load
-            .iter()
-            .filter(|_| entry)
-            .map(|(id, load)| EntityTraffic {
-                id: id.clone(),
-                over: Duration::from_secs(1),
-                arrivals: 1,
-                completions: 1,
+        let traffic = offered.iter().filter(|_| entry).map(|offered| {
+            let each = replica_load(offered.share(), knee);
+            let completions = each.completions * offered.replicas.len() as u64;
+            EntityTraffic {
+                id: offered.id.clone(),
+                over: each.over,
+                arrivals: completions,
+                completions,
                 rejected: 0,
                 failed: 0,
-                active: *load,
-                queued: 0.0,
-                p50_ms: None,
-                p95_ms: None,
+                active: offered.active(),
+                queued: offered.load - offered.active(),
+                p50_ms: each.p50_ms,
+                p95_ms: each.p95_ms,
                 p99_ms: None,
-            });
+            }
+        });
         GatewayReport {
             routes: self.routes.as_ref().map(|it| (it.epoch, it.revision)),
             replicas,
@@ -279,29 +299,71 @@ impl SimNode {
         }
     }
 
-    /// Replicas that this gateway's routes send requests to.
-    fn picked(&self, load: &BTreeMap<ServedEntityId, f64>) -> Vec<ReplicaId> {
-        let Some(routes) = &self.routes else {
-            return Vec::new();
+    /// The load of each entity, and the replicas that this gateway's routes send it to.
+    fn offered(&self, load: &BTreeMap<ServedEntityId, f64>) -> Vec<Offered> {
+        let routes = self.routes.iter().flat_map(|routes| &routes.endpoints);
+        let entities = routes.flat_map(|endpoint| {
+            let name = &endpoint.name;
+            endpoint.entities.iter().map(move |entity| (name, entity))
+        });
+        let routed = |id: &ServedEntityId| {
+            let mut entities = entities.clone();
+            entities.find(|(name, it)| **name == id.endpoint && it.name == id.entity)
         };
-        let mut picked = Vec::new();
-        for endpoint in &routes.endpoints {
-            for entity in &endpoint.entities {
-                let id = ServedEntityId {
-                    endpoint: endpoint.name.clone(),
-                    entity: entity.name.clone(),
-                };
-                if load.get(&id).copied().unwrap_or(0.0) > 0.0 {
-                    let replicas = entity.replicas.iter().filter(|it| !it.draining);
-                    picked.extend(replicas.map(|it| it.id.clone()));
+        load.iter()
+            .map(|(id, load)| {
+                let entity = routed(id).map(|(_, entity)| entity);
+                let replicas = entity.iter().flat_map(|entity| &entity.replicas);
+                let serving: Vec<_> = replicas.filter(|it| !it.draining).collect();
+                Offered {
+                    id: id.clone(),
+                    load: *load,
+                    capacity: serving
+                        .iter()
+                        .filter_map(|it| Some(entity?.limit_of(it)))
+                        .sum(),
+                    replicas: serving.iter().map(|it| it.id.clone()).collect(),
                 }
-            }
-        }
-        picked
+            })
+            .collect()
     }
 
     pub(crate) fn acked(&self) -> Option<(Epoch, Revision)> {
         self.routes.as_ref().map(|it| (it.epoch, it.revision))
+    }
+}
+
+/// Requests at once of one entity, by clients that each wait for their answer.
+struct Offered {
+    id: ServedEntityId,
+    load: f64,
+    replicas: Vec<ReplicaId>,
+    /// What its replicas take at once, all together.
+    capacity: u32,
+}
+
+impl Offered {
+    fn active(&self) -> f64 {
+        self.load.min(f64::from(self.capacity))
+    }
+
+    /// Requests at each replica.
+    fn share(&self) -> f64 {
+        self.active() / self.replicas.len().max(1) as f64
+    }
+}
+
+/// 100 ms a request up to the knee, and later in proportion beyond it.
+fn replica_load(share: f64, knee: f64) -> ReplicaLoad {
+    let service_ms = 100.0 * (share / knee).max(1.0);
+    let completions = (share * 1000.0 / service_ms).round() as u64;
+    let known = (completions > 0).then_some(service_ms);
+    ReplicaLoad {
+        over: Duration::from_secs(1),
+        active: share,
+        completions,
+        p50_ms: known,
+        p95_ms: known.map(|ms| ms * 1.2),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Every route, in the router's order.
 
 use serde_json::json;
+use shared::api::autoscaler::{Explained, Pools, Series};
 use shared::api::certificates::{
     CaBundle, CaRotationFinished, CaStatus, FinishCaRotation, RenewReply, RenewRequest,
 };
@@ -148,9 +149,34 @@ pub(super) fn stokehold(doc: &mut Document) {
             .refuses(&[404])
             .answers::<EventList>(doc)
             .or_lines::<EventLine>(doc),
+        Operation::new("get", at("/pools"), Query)
+            .says("How many nodes should hold each runtime's image ahead of need, and why.")
+            .answers::<Pools>(doc),
         Operation::new("get", at("/endpoints/{name}"), Query)
             .says("An endpoint with its replicas, the last decisions and the last events.")
             .answers::<EndpointDescription>(doc),
+        Operation::new("get", at("/endpoints/{name}/explain"), Query)
+            .says("How the autoscaler stands, and its last decisions with their reasons.")
+            .query("entity", "string", "That of this served entity.")
+            .answers::<Explained>(doc),
+        Operation::new("get", at("/endpoints/{name}/series"), Query)
+            .says("What was measured of a served entity lately, stretch by stretch.")
+            .query(
+                "entity",
+                "string",
+                "Which; not needed where the endpoint has one.",
+            )
+            .query(
+                "resolution",
+                "string",
+                "1s for 10 min, 10s for 2 h or 1m for 24 h; 10s when left out.",
+            )
+            .query(
+                "since",
+                "integer",
+                "What ended after this time, Unix milliseconds.",
+            )
+            .answers::<Series>(doc),
         Operation::new("get", at("/endpoints/{name}/logs"), Manage)
             .says("What an endpoint's replicas wrote, as JSON lines.")
             .query("entity", "string", "Those of this served entity.")
