@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::commands::{
-    ca, context, deploy, endpoint, events, image, logs, model, node, query, token,
+    ca, context, deploy, endpoint, events, explain, image, logs, model, node, query, replay,
+    simulate, token,
 };
 use crate::{load, up};
 
@@ -128,10 +129,16 @@ pub(crate) enum Command {
     Get(endpoint::GetArgs),
     /// Shows an endpoint with its replicas, the autoscaler's decisions and its last events.
     Describe(endpoint::DescribeArgs),
+    /// Shows why an endpoint has as many replicas as it has, and what each of them takes.
+    Explain(explain::ExplainArgs),
     /// Sends a request to an endpoint.
     Query(query::QueryArgs),
     /// Sends requests at a given rate, and shows latencies and how the endpoint scales.
     Load(load::LoadArgs),
+    /// Shows what each autoscaler would have done with given traffic, in virtual time.
+    Simulate(simulate::SimulateArgs),
+    /// Runs what was recorded of an endpoint through the simulator with other autoscalers.
+    Replay(replay::ReplayArgs),
     /// Shows what happened, to what, and why.
     Events(events::EventsArgs),
     /// Shows what an endpoint's replicas wrote.

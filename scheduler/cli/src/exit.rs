@@ -10,6 +10,9 @@ use model::describe::DescribeError;
 use model::hash::HashError;
 use model::scan::ScanError;
 use serde::Serialize;
+use sim::fit::FitError;
+use sim::plant::PlantMistake;
+use sim::trace::TraceError;
 
 use crate::client::ClientError;
 use crate::commands::last_words::LastWords;
@@ -210,6 +213,9 @@ fn word(error: &anyhow::Error) -> &str {
         {
             return "INVALID_FOLDER";
         }
+        if cause.is::<TraceError>() || cause.is::<PlantMistake>() || cause.is::<FitError>() {
+            return "INVALID_FILE";
+        }
     }
     "FAILED"
 }
@@ -318,6 +324,22 @@ mod tests {
              hint: name the folder that holds the model's files"
         );
         assert_eq!(word(&error), "INVALID_FOLDER");
+    }
+
+    #[test]
+    fn a_trace_that_is_wrong_is_told_with_its_line() {
+        let wrong = sim::trace::parse(
+            "t.csv",
+            "t_seconds,rps\n0,-1\n".as_bytes(),
+            Default::default(),
+        );
+        let error = anyhow::Error::from(wrong.expect_err("refused"));
+        assert!(
+            text(&error).starts_with("error: t.csv:2: "),
+            "{}",
+            text(&error)
+        );
+        assert_eq!((word(&error), number(&error)), ("INVALID_FILE", 1));
     }
 
     #[test]

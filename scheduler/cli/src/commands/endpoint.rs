@@ -5,6 +5,7 @@ use std::time::SystemTime;
 use clap::Args;
 use reqwest::Method;
 use serde_json::{Value, json};
+use shared::api::autoscaler::TargetOrigin;
 use shared::api::serving::{
     ConfigOutput, Detailed, EndpointList, EndpointState, ServedEntityOutput, Summary,
 };
@@ -265,7 +266,7 @@ fn entity_table(config: &ConfigOutput) -> Table {
                 .into(),
             traffic.unwrap_or_default().into(),
             bounds(entity).into(),
-            optional(entity.stokehold.target_concurrency).into(),
+            target(entity).into(),
             deployment(&entity.state.deployment),
             entity.state.deployment_state_message.as_str().into(),
         ]);
@@ -277,6 +278,12 @@ fn bounds(entity: &ServedEntityOutput) -> String {
     let min = optional(entity.stokehold.min_replicas);
     let max = optional(entity.stokehold.max_replicas);
     format!("{min}..{max}")
+}
+
+/// What its config says: nothing, where it is learned.
+fn target(entity: &ServedEntityOutput) -> String {
+    let pinned = entity.stokehold.target_concurrency;
+    pinned.map_or_else(|| "learned".into(), |target| target.to_string())
 }
 
 fn optional(number: Option<u32>) -> String {
@@ -347,7 +354,7 @@ fn replica_tone(replica: &ReplicaInfo) -> Tone {
 fn decision_table(decisions: &[DecisionInfo]) -> Table {
     let mut table = Table::new(
         [
-            "ENTITY", "DESIRED", "READY", "TARGET", "DEMAND", "BOUND BY", "AGE",
+            "ENTITY", "DESIRED", "READY", "TARGET", "IS", "DEMAND", "BOUND BY", "AGE",
         ],
         "no decision yet",
     );
@@ -360,12 +367,23 @@ fn decision_table(decisions: &[DecisionInfo]) -> Table {
             decision.desired_replicas.into(),
             decision.ready_replicas.into(),
             decision.target_concurrency.into(),
+            origin(decision.target_origin),
             demand.into(),
             decision.bound_by.as_str().into(),
             format::seconds(decision.age_s).into(),
         ]);
     }
     table
+}
+
+/// How sure a target is.
+pub(crate) fn origin(origin: TargetOrigin) -> Field {
+    let tone = match origin {
+        TargetOrigin::Guess => Tone::Waiting,
+        TargetOrigin::Pinned => Tone::Plain,
+        TargetOrigin::Learned => Tone::Good,
+    };
+    Field::toned(origin.as_str(), tone)
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use shared::api::autoscaler::TargetOrigin;
 use shared::api::serving::{
     ConfigOutput, Detailed, EndpointState, EntityState, RouteOutput, ServedEntityOutput,
     StokeholdEntity, Summary, SummaryConfig, SummaryEntity, TrafficOutput,
@@ -62,6 +63,7 @@ pub(crate) fn config(version: u32, deployment: &str, message: &str) -> ConfigOut
         stokehold: StokeholdEntity {
             runtime: Some("mlflow".into()),
             target_concurrency: Some(4),
+            latency_objective_ms: None,
             min_replicas: Some(1),
             max_replicas: Some(4),
             memory_bytes: None,
@@ -113,6 +115,7 @@ pub(crate) fn description(update: &str) -> EndpointDescription {
             desired_replicas: 2,
             ready_replicas: 1,
             target_concurrency: 4,
+            target_origin: TargetOrigin::Pinned,
             demand: Some(6.25),
             bound_by: "demand".into(),
             age_s: 3.2,

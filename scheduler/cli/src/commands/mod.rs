@@ -5,6 +5,7 @@ pub(crate) mod context;
 pub(crate) mod deploy;
 pub(crate) mod endpoint;
 pub(crate) mod events;
+pub(crate) mod explain;
 #[cfg(test)]
 pub(crate) mod fixtures;
 pub(crate) mod image;
@@ -13,6 +14,8 @@ pub(crate) mod logs;
 pub(crate) mod model;
 pub(crate) mod node;
 pub(crate) mod query;
+pub(crate) mod replay;
+pub(crate) mod simulate;
 pub(crate) mod token;
 pub(crate) mod version;
 
@@ -24,11 +27,12 @@ use crate::{load, up};
 
 pub(crate) fn run(args: Cli, output: &Output) -> anyhow::Result<()> {
     let target = args.target;
-    // These two need no server, or make one.
+    // These need no server, or make one.
     let command = match args.command {
         Command::Context(command) => return context::run(command, &target, output),
         Command::Up(up) => return up::up(up, output),
         Command::Down(down) => return up::down(&down, output),
+        Command::Simulate(args) => return simulate::run(&args, output),
         other => other,
     };
     let context = crate::context::load(&target)?;
@@ -48,6 +52,8 @@ async fn talk(command: Command, context: &Resolved, output: &Output) -> anyhow::
         Command::List => endpoint::list(&server()?, output).await,
         Command::Get(args) => endpoint::get(&args, &server()?, output).await,
         Command::Describe(args) => endpoint::describe(&args, &server()?, output).await,
+        Command::Replay(args) => replay::run(&args, &server()?, output).await,
+        Command::Explain(args) => explain::run(&args, &server()?, output).await,
         Command::Delete(args) => endpoint::delete(&args, &server()?, output).await,
         Command::Logs(args) => logs::run(&args, &server()?, output).await,
         Command::Events(args) => events::run(&args, &server()?, output).await,
@@ -61,7 +67,7 @@ async fn talk(command: Command, context: &Resolved, output: &Output) -> anyhow::
         Command::Token(command) => token::run(command, &server()?, output).await,
         Command::Ca(command) => ca::run(command, &server()?, output).await,
         Command::Version => version::run(context, output).await,
-        Command::Context(_) | Command::Up(_) | Command::Down(_) => {
+        Command::Context(_) | Command::Up(_) | Command::Down(_) | Command::Simulate(_) => {
             unreachable!("run() has answered these")
         }
     };

@@ -4,6 +4,7 @@
 //! it was asked for; `--quiet` leaves results and errors. A program that asked for JSON finds JSON
 //! lines on standard error, too, and no remarks.
 
+pub(crate) mod chart;
 pub(crate) mod format;
 pub(crate) mod progress;
 pub(crate) mod table;
@@ -123,6 +124,11 @@ impl Output {
     /// Progress in bytes; `total` may be unknown.
     pub(crate) fn bytes_progress(&self, what: &str, total: Option<u64>) -> Progress {
         Progress::bytes(what, total, self.lively && !self.quiet, self.quiet)
+    }
+
+    /// Progress of so many things.
+    pub(crate) fn count_progress(&self, what: &str, total: u64) -> Progress {
+        Progress::count(what, total, self.lively && !self.quiet, self.quiet)
     }
 
     /// Progress in words.

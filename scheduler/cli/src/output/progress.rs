@@ -24,6 +24,14 @@ impl Progress {
         progress
     }
 
+    /// Of `total` things, one after the other.
+    pub(crate) fn count(what: &str, total: u64, lively: bool, quiet: bool) -> Self {
+        let template = "{msg} {bar:28} {pos} of {len} {elapsed}";
+        let progress = Self::new(Some(total), template, lively, quiet);
+        progress.bar.set_message(what.to_owned());
+        progress
+    }
+
     pub(crate) fn words(lively: bool, quiet: bool) -> Self {
         Self::new(None, "{spinner} {wide_msg}", lively, quiet)
     }
@@ -42,8 +50,14 @@ impl Progress {
         Self { bar, lively, quiet }
     }
 
-    pub(crate) fn advance(&self, bytes: u64) {
-        self.bar.inc(bytes);
+    pub(crate) fn advance(&self, by: u64) {
+        self.bar.inc(by);
+    }
+
+    /// Some were done that were not foreseen.
+    pub(crate) fn grow(&self, by: u64) {
+        self.bar.inc_length(by);
+        self.bar.inc(by);
     }
 
     /// So many bytes in all, by now.

@@ -46,16 +46,20 @@ pub(crate) struct DeployArgs {
     /// Runtime, where the choice by the model's own description is not the right one.
     #[arg(long)]
     runtime: Option<RuntimeName>,
-    /// Fewest replicas. Default: as many as take four requests at once (1 replica at the default
-    /// target), or 0 with --scale-to-zero.
+    /// Fewest replicas. Default: 1, or 0 with --scale-to-zero.
     #[arg(long, value_name = "N")]
     min_replicas: Option<u32>,
-    /// Most replicas.
+    /// Most replicas. Default: 4, or what --workload-size means.
     #[arg(long, value_name = "N")]
     max_replicas: Option<u32>,
-    /// Concurrent requests that a replica accepts at first.
+    /// Pins how many requests each replica takes at once. Default: it is learned from what the
+    /// replicas do.
     #[arg(long, value_name = "N")]
     target_concurrency: Option<u32>,
+    /// What 95 of 100 requests must take at most at the replica, while that is learned: 250ms, 2s.
+    /// Default: 1.5 times what they take at low load.
+    #[arg(long, value_parser = crate::duration::parse, value_name = "TIME")]
+    latency_objective: Option<Duration>,
     /// Memory of each replica: 512MiB, 2GiB. Default: the runtime's.
     #[arg(long, value_name = "BYTES")]
     memory: Option<Bytes>,

@@ -130,6 +130,9 @@ pub(super) fn config(
         stokehold: Some(StokeholdEntity {
             runtime: args.runtime.as_ref().map(ToString::to_string),
             target_concurrency: args.target_concurrency,
+            latency_objective_ms: args
+                .latency_objective
+                .map(|objective| u32::try_from(objective.as_millis()).unwrap_or(u32::MAX)),
             min_replicas: args.min_replicas,
             max_replicas: args.max_replicas,
             memory_bytes: args.memory.map(|bytes| bytes.get()),
@@ -203,6 +206,8 @@ mod tests {
             "5",
             "--target-concurrency",
             "8",
+            "--latency-objective",
+            "250ms",
             "--memory",
             "1.5GiB",
             "--cpu",
