@@ -6,7 +6,7 @@ SHELL := /bin/bash
 TARGET := $(CURDIR)/target
 IMAGES := $(TARGET)/images
 
-.PHONY: help setup build images packages demo test test-system lint fmt docs clean
+.PHONY: help setup build images packages demo test test-system bench-apa lint fmt docs clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ test: setup images ## Unit, property and end-to-end tests (as root, for containe
 
 test-system: packages images ## Packages in a booted Debian: install, join, upgrade, purge (as root)
 	cargo test -p stokehold-tests --features system --test packages --locked -- --nocapture
+
+bench-apa: ## The autoscaler against its targets (TRACES=DIR: on every file there too)
+	cargo bench --locked -p stokehold-sim --bench apa -- $(if $(TRACES),--traces $(abspath $(TRACES)))
 
 lint: setup ## Formatting and clippy, as warnings are errors
 	cargo fmt --all --check

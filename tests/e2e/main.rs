@@ -5,6 +5,7 @@
 
 mod harness;
 
+mod autoscale;
 mod certificates;
 mod clocks;
 mod events;

@@ -59,6 +59,10 @@ fn every_crate_uses_only_what_it_may() {
         ("stokehold-shared", &[]),
         ("stokehold-apa", &["stokehold-shared"]),
         ("stokehold-core", &["stokehold-shared", "stokehold-apa"]),
+        (
+            "stokehold-sim",
+            &["stokehold-shared", "stokehold-apa", "stokehold-core"],
+        ),
         ("stokehold-daemon", &["stokehold-shared"]),
         ("stokehold-model", &["stokehold-shared"]),
         ("stokehold-registry", &["stokehold-shared"]),
@@ -85,6 +89,7 @@ fn every_crate_uses_only_what_it_may() {
                 "stokehold-model",
                 "stokehold-core",
                 "stokehold-apa",
+                "stokehold-sim",
             ],
         ),
         (
