@@ -47,6 +47,8 @@ const FULL: f64 = 0.95;
 /// A bound counts as seen where requests beyond it were measured to take this many times what they
 /// take at first: a knee within the noise of a few seconds is none.
 const SLOWER: f64 = 1.2;
+/// For this long after a bound was found the climb may go on to it, before the cautious rule holds.
+const SETTLING: Duration = Duration::from_secs(240);
 /// A bound this far from the target moves it.
 const DEAD_BAND: f64 = 0.13;
 /// The time that a request takes grows with this power of concurrency, or a higher one, where a
@@ -203,6 +205,9 @@ pub struct State {
     exploring: bool,
     #[serde(with = "crate::mono_millis")]
     next: MonoTime,
+    /// Until then a bound that was just found is still being made exact.
+    #[serde(with = "crate::mono_millis")]
+    settles: MonoTime,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -236,6 +241,7 @@ impl State {
             drifted: 0,
             exploring: false,
             next: now + PERIOD,
+            settles: now,
         }
     }
 
@@ -261,6 +267,7 @@ impl State {
         self.move_to(target, now);
         self.drifted = 0;
         self.exploring = false;
+        self.settles = now;
         self.next = now + PERIOD;
     }
 
@@ -570,6 +577,7 @@ fn found(policy: &Policy, state: &mut State, bound: Bound, now: MonoTime) -> Rul
     state.phase = Phase::Known;
     state.guess = false;
     state.exploring = false;
+    state.settles = now + SETTLING;
     state.bound = Some(bound);
     let target = whole(bound.at, policy);
     state.move_to(target, now);
@@ -610,10 +618,15 @@ fn regular(policy: &Policy, state: &mut State, now: MonoTime) -> Rule {
             return Rule::NotDriven;
         }
         state.up_agree += 1;
-        if state.up_agree < UP_AGREE {
+        let (agree, factor) = if now < state.settles {
+            (1, CLIMB_AGAIN)
+        } else {
+            (UP_AGREE, UP_FACTOR)
+        };
+        if state.up_agree < agree {
             return Rule::Agreeing;
         }
-        let step = (target * UP_FACTOR).floor().max(target + 1.0).min(wanted);
+        let step = (target * factor).floor().max(target + 1.0).min(wanted);
         let higher = whole(step, policy);
         if higher <= state.target {
             return Rule::MaxTarget;
