@@ -28,9 +28,6 @@ const SETTLE_SERVICES: f64 = 1.5;
 const SETTLE_LEAST: Duration = Duration::from_secs(2);
 /// Concurrency within a stretch lies within this share of its median (between its fifths).
 const SETTLED: f64 = 0.6;
-/// A mean lies within this of a median, for the spreads that model servers show.
-const LITTLE_LEAST: f64 = 0.7;
-const LITTLE_MOST: f64 = 1.6;
 /// Of the values of a stretch, on each side.
 const TRIMMED: f64 = 0.15;
 
@@ -115,14 +112,8 @@ impl Collector {
             return None;
         }
         let concurrency = trimmed(&active)?;
-        let rate = trimmed_of(self.values(|s| Some(f64::from(s.completions))))?;
-        let p50_s = self.middle(|s| s.p50_ms)?;
-        let little = if rate > 0.0 {
-            concurrency / rate
-        } else {
-            p50_s
-        };
-        let service_s = little.clamp(LITTLE_LEAST * p50_s, LITTLE_MOST * p50_s);
+        // The median of what ended: Little's law lies while load rises or falls.
+        let service_s = self.middle(|s| s.p50_ms)?;
         let resource =
             |read: fn(&Resources) -> Option<f64>| trimmed_of(self.values(|s| read(&s.resources)));
         (concurrency > 0.0 && service_s > 0.0).then(|| Block {
